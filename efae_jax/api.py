@@ -1,0 +1,169 @@
+"""Trained models as objects: what `efae_jax.load` returns."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
+
+from efae_jax.checkpoint import FOLDER, Checkpoints
+from efae_jax.errors import UserError
+from efae_jax.methods import make_method
+from efae_jax.methods.base import Autoencoder, to_float
+from efae_jax.sharding import make_mesh, tree_shardings
+
+
+class Restored(NamedTuple):
+    """A trained model: the autoencoder, its averaged weights, its config, the step."""
+
+    model: Autoencoder
+    params: Any
+    config: Any
+    step: int
+
+
+def restore(workdir: Path, config: Any, mesh: Mesh) -> Restored:
+    """The newest checkpoint's autoencoder with its averaged weights, laid out on a mesh.
+
+    Raises:
+      UserError: when the work directory holds no checkpoint.
+    """
+    workdir = Path(workdir)
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(f"{workdir} holds no checkpoint; train first, or give another directory")
+    method = make_method(config)
+    player = method.players[0]
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"{workdir} holds no complete checkpoint yet")
+        shapes = jax.eval_shape(method.init, jax.random.key(0))
+        shardings = tree_shardings(shapes, config.mesh.rules, mesh)
+        abstract = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        state, _ = checkpoints.restore({"ema": abstract})
+    finally:
+        checkpoints.close()
+    return Restored(method.autoencoder, state["ema"][player], config, step)
+
+
+class Model:
+    """A trained autoencoder, ready to use; every method is jitted.
+
+    Attributes:
+      group: of the latent's symmetries; `group.elements` are their names.
+      config: that trained it.
+      params: its averaged weights.
+    """
+
+    def __init__(self, restored: Restored):
+        self._model, self.params = restored.model, restored.params
+        self.config, self.step = restored.config, restored.step
+        self.group = self._model.group
+
+    def encode(self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
+        """Latents of images: uint8, or floats in [-1, 1], NHWC."""
+        x = jnp.asarray(x)
+        if x.ndim != 4 or x.shape[-1] != self.config.data.channels:
+            raise ValueError(
+                f"encode: images must be [B, H, W, {self.config.data.channels}], not {x.shape}"
+            )
+        return self._encode(self.params, to_float(x) if x.dtype == jnp.uint8 else x)
+
+    def act(self, g: str | Int[Array, B], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """rho(g) z, for one element by name ("h") or an index per example."""
+        return self._act(self.params, self._indices(g, z.shape[0]), z)
+
+    def act_image(self, g: str | Int[Array, B], x: Array) -> Array:
+        """g x, for images of any dtype."""
+        return self._model.act_image(self._indices(g, x.shape[0]), jnp.asarray(x))
+
+    def decode(
+        self,
+        z: Float[Array, "B ..."],
+        key: PRNGKeyArray,
+        steps: int | None = None,
+        *,
+        solver: str | None = None,
+        guidance: float | None = None,
+    ) -> Float[Array, "B H W c"]:
+        """Samples of p(x | z), in [-1, 1].
+
+        Args:
+          z: latents.
+          key: of the noise that the flow starts from.
+          steps, solver, guidance: of the flow; those of `config.eval` unless given.
+        """
+        c = self.config.eval
+        return self._decode(
+            self.params,
+            z,
+            key,
+            c.steps if steps is None else steps,
+            c.solver if solver is None else solver,
+            c.guidance if guidance is None else guidance,
+        )
+
+    def _indices(self, g: str | Array, batch: int) -> Array:
+        if not isinstance(g, str):
+            return jnp.asarray(g)
+        if g not in self.group.elements:
+            raise ValueError(
+                f"{g!r} is not an element of {self.group.name}: {', '.join(self.group.elements)}"
+            )
+        return jnp.full(batch, self.group.elements.index(g))
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        return jax.jit(self._model.encode)
+
+    @functools.cached_property
+    def _act(self) -> Any:
+        return jax.jit(self._model.act)
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        def decode(params: Any, z: Array, key: Array, steps: int, solver: str, guidance: float):
+            shape = (z.shape[0], *self._image_size(z), self.config.data.channels)
+            noise = jax.random.normal(key, shape)
+            x = self._model.decode(params, z, noise, steps=steps, solver=solver, guidance=guidance)
+            return jnp.clip(x, -1, 1)
+
+        return jax.jit(decode, static_argnums=(3, 4, 5))
+
+    def _image_size(self, z: Array) -> tuple[int, int]:
+        """Latents of other sides than the config's decode to images of other sides."""
+        height, width = self.config.data.size
+        if z.ndim == 2:
+            return height, width
+        abstract = jax.ShapeDtypeStruct((1, height, width, self.config.data.channels), jnp.float32)
+        side = jax.eval_shape(self._model.encode, self.params, abstract).shape[1]
+        return z.shape[1] * height // side, z.shape[2] * height // side
+
+
+def load(workdir: str | os.PathLike[str]) -> Model:
+    """The trained model of a work directory, on this machine's devices.
+
+    Args:
+      workdir: of a training run on any number of devices, or of an import.
+
+    Raises:
+      UserError: when no model is there.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no config.json; give a training run's work directory")
+    config = ConfigDict(json.loads(path.read_text()))
+    return Model(restore(Path(workdir), config, make_mesh()))

@@ -1,0 +1,132 @@
+"""Whole runs on disk: state, data position and config, written while training goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from efae_jax.errors import UserError
+
+FOLDER = "checkpoints"
+# Fields of a config that may differ when a run is resumed. Every other difference would
+# make the run another one.
+MAY_CHANGE = (
+    "train.batch_size",
+    "train.accumulate",
+    "train.remat",
+    "train.steps",
+    "mesh.",
+    "log.",
+    "eval.",
+    "checkpoint.",
+    "data.num_threads",
+    "data.num_workers",
+    "data.max_bad",
+)
+
+
+class Checkpoints:
+    """The checkpoints of a work directory.
+
+    Each holds the items "params", "ema", "opt" and "step" of the state, "data" (the
+    number of training examples consumed) and "config". Saving is asynchronous: the
+    arrays are copied, then written by a thread. A save that is cut off leaves a
+    temporary folder, and the checkpoint before it stays the latest.
+
+    Args:
+      workdir: holds them in its folder `checkpoints`.
+      keep: how many of the latest to keep.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2):
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / FOLDER,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: dict[str, Any], examples: int, config: dict) -> None:
+        """Starts writing a checkpoint; a step that is there already stays as it is."""
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **items,
+                data=ocp.args.JsonSave({"examples": examples}),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+    def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The newest checkpoint, laid out as `abstract_state` says, on any number of devices.
+
+        Args:
+          abstract_state: `jax.ShapeDtypeStruct`s with shardings; a subset of the state's
+            entries restores only those.
+
+        Returns:
+          the state, and the number of examples consumed.
+        """
+        wanted = _items(abstract_state)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        restored = self._manager.restore(
+            self.latest(), args=ocp.args.Composite(**items, data=ocp.args.JsonRestore())
+        )
+        state = {name: restored[name] for name in wanted}
+        if "step" in state:
+            state["step"] = state["step"]["value"]
+        return state, restored["data"]["examples"]
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees the writer's threads."""
+        self._manager.close()
+
+
+def _items(state: dict[str, Any]) -> dict[str, Any]:
+    # An item is a tree; the step is a bare scalar.
+    return {k: {"value": v} if k == "step" else v for k, v in state.items()}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(field, old value, new value) wherever two nested configs differ; None where absent."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append((prefix + name, a, b))
+    return found
+
+
+def check_config(workdir: Path, config: dict) -> None:
+    """Refuses a work directory that holds a run of another config.
+
+    Raises:
+      UserError: naming every field that differs and may not (`MAY_CHANGE`).
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        return
+    changed = [
+        f"config.{name}: {old!r} there, {new!r} given"
+        for name, old, new in differences(json.loads(path.read_text()), config)
+        if not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changed)}); "
+            "give the same config or another --workdir"
+        )

@@ -1,0 +1,205 @@
+"""Files of weights: what they are is read from their content, never from their name.
+
+Read: safetensors and NumPy's npz. Written: safetensors, with a small JSON beside
+it that says how to build the model. No code in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16, which safetensors asks for)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from efae_jax.errors import UserError
+
+_NPZ_PREFIX = "sd/"
+_NPZ_NOT_WEIGHTS = ("in/", "out/")
+# Weights hardly compress: an archive that unpacks to far more than this is no model.
+_ZIP_FREE = 2**30
+_ZIP_RATIO = 100
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a state dict, in PyTorch's layout, from a safetensors or npz file.
+
+    Where names of an npz start with `sd/`, those are the weights, without the
+    prefix, and `in/...` and `out/...` (inputs and outputs for tests) are not.
+
+    Raises:
+      UserError: the file is missing, unreadable, truncated, of another kind, or
+        holds anything but plain arrays of the sizes that it states.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the safetensors or npz file in it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return _read_npz(path)
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        raise _pickle_error(path)
+    raise UserError(
+        f"{path} ({path.stat().st_size} bytes) is neither a safetensors nor an npz file"
+    )
+
+
+def description_path(path: str | Path) -> Path:
+    """Where the JSON lies that travels with the weights file `path`."""
+    return Path(path).with_suffix(".json")
+
+
+def read_description(path: str | Path) -> dict[str, Any] | None:
+    """The JSON beside the weights file `path`; None if there is none.
+
+    Raises:
+      UserError: it is not a JSON object.
+    """
+    beside = description_path(path)
+    try:
+        description = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {beside}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{beside} is not JSON: {error}") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{beside} must hold a JSON object, not a {type(description).__name__}")
+    return description
+
+
+def write_model(
+    path: str | Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any]
+) -> None:
+    """Writes a safetensors file and the JSON beside it.
+
+    Both are written in full under temporary names before either is renamed: a
+    failure leaves what was there before, and no reader ever sees half a file.
+
+    Raises:
+      UserError: the name does not end in .safetensors, or the disk refuses.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"cannot write {path}: the name must end in .safetensors")
+    # The writer takes each array's memory as it lies.
+    weights = safetensors.numpy.save(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        metadata={"format": "pt"},
+    )
+    text = json.dumps(description, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _atomic(path) as weights_file, _atomic(description_path(path)) as json_file:
+            weights_file.write_bytes(weights)
+            json_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # AttributeError, TypeError: element types that NumPy has no name for.
+    except (safetensors.SafetensorError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is a truncated, damaged or unusual safetensors file: {error}"
+        ) from (error)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(member.filename.endswith("data.pkl") for member in members):
+                raise _pickle_error(path)
+            unpacked, packed = sum(m.file_size for m in members), path.stat().st_size
+            if unpacked > _ZIP_FREE + _ZIP_RATIO * packed:
+                raise UserError(f"{path} would unpack {packed} bytes to {unpacked}: refused")
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if len(set(names)) < len(names):
+                raise UserError(f"{path} holds two arrays of the same name")
+            tensors = {
+                name: _read_npy(archive, member, path)
+                for name, member in zip(names, members, strict=True)
+            }
+    # What zipfile and NumPy's header parser raise on damaged input.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        OverflowError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{path} is a truncated or damaged npz file: {error}") from error
+    if any(name.startswith(_NPZ_PREFIX) for name in tensors):
+        return {
+            name.removeprefix(_NPZ_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(_NPZ_NOT_WEIGHTS)
+        }
+    return tensors
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    with archive.open(member) as file:
+        if not member.filename.endswith(".npy"):
+            raise UserError(f"{path} holds {member.filename!r}, which is no array")
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"{member.filename!r} has npy version {version}")
+        shape, fortran_order, dtype = header
+        if dtype.hasobject:
+            raise UserError(
+                f"{path} holds Python objects in {member.filename!r}; only arrays are read"
+            )
+        # Compared before anything is allocated: the header may state any size.
+        size = math.prod(shape) * dtype.itemsize
+        if size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename!r} states {size} bytes and has another number")
+        order = "F" if fortran_order else "C"
+        return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
+
+
+def _pickle_error(path: Path) -> UserError:
+    return UserError(
+        f"{path} is a PyTorch pickle, which is not read; convert it to safetensors first, in "
+        "PyTorch: safetensors.torch.save_file(torch.load(path, weights_only=True), out)"
+    )

@@ -1,0 +1,105 @@
+"""ArrayRecord files of images.
+
+A record is a msgpack map: 'image', the bytes of an image file (any format that Pillow reads) or
+of an .npy file with a uint8 array [H, W, C]; 'label', an integer (0 if missing). Other keys are
+ignored.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from efae_jax.data.splits import files_of, hold_out
+from efae_jax.errors import UserError
+
+_NPY = b"\x93NUMPY"
+
+
+def write_array_record(path: str, records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes records {'image': encoded bytes or uint8 array [H, W, C], 'label': int} to a file.
+
+    The file appears under its name when it is complete. Returns the number of records.
+    """
+    count, partial = 0, f"{path}.partial"
+    writer = ArrayRecordWriter(partial, "group_size:1")  # each record readable on its own
+    try:
+        for record in records:
+            image = record["image"]
+            if isinstance(image, np.ndarray):
+                buffer = io.BytesIO()
+                np.save(buffer, image, allow_pickle=False)
+                image = buffer.getvalue()
+            writer.write(msgpack.packb({"image": image, "label": int(record.get("label", 0))}))
+            count += 1
+    finally:
+        writer.close()
+    os.replace(partial, path)
+    return count
+
+
+class ArrayRecords:
+    """The records of several files, one file after the other."""
+
+    num_classes = 0
+
+    def __init__(self, files: list[str]):
+        for file in files:
+            _check(file)
+        self.files = files
+        self._readers = [ArrayRecordDataSource([file]) for file in files]
+        self._ends = list(accumulate(len(reader) for reader in self._readers))
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        file = bisect_right(self._ends, index)
+        return file, index - (self._ends[file - 1] if file else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, position = self._locate(index)
+        record = msgpack.unpackb(self._readers[file][position])
+        image = record["image"]
+        if image.startswith(_NPY):
+            image = np.load(io.BytesIO(image), allow_pickle=False)
+        return {"image": image, "label": record.get("label", 0)}
+
+    def key(self, index: int) -> str:
+        file, position = self._locate(index)
+        return f"{os.path.basename(self.files[file])}[{position}]"
+
+    def name(self, index: int) -> str:
+        file, position = self._locate(index)
+        return f"{self.files[file]}[{position}]"
+
+
+def _check(file: str) -> None:
+    reader = ArrayRecordReader(file)
+    empty = reader.num_records() == 0  # so it says of a damaged file, too
+    try:
+        reader.close()
+    except RuntimeError as error:
+        raise UserError(
+            f"data.path: {file!r} is damaged or no ArrayRecord file: {error}"
+        ) from error
+    if empty:
+        raise UserError(f"data.path: {file!r} is empty, damaged or no ArrayRecord file")
+
+
+def open_array_records(config: Any, split: str):
+    """The files data.path for a split; '{split}' in it stands for the split's name."""
+    if "{split}" in config.path:
+        name = config.train_split if split == "train" else config.test_split
+        return ArrayRecords(files_of(config.path.replace("{split}", name), "ArrayRecord file"))
+    source = ArrayRecords(files_of(config.path, "ArrayRecord file"))
+    return hold_out(source, split, config.test_fraction)

@@ -1,0 +1,277 @@
+"""Batches: deterministic order, sharded by process, resumed by example, read by grain.
+
+The global stream of training examples is fixed by the source and the seed. Its position p belongs
+to epoch p // n, and global batch b is positions b * batch_size onwards, of which each process
+reads its contiguous part. Hence batch size, processes, threads and workers never change an
+example, and a run resumes anywhere by giving the position.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Generator
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+
+import grain
+import numpy as np
+from absl import flags
+
+from efae_jax.data.splits import Source
+from efae_jax.data.transforms import Transform
+from efae_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+_REASON_BYTES = 200
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    num_workers: int = 0,
+    max_bad: int = 0,
+) -> Batches:
+    """Endless shuffled batches of this process, from global example start_example on.
+
+    batch_size: of all processes together. Yields image uint8 [b, H, W, C], label int32 [b], index
+    int64 [b] (the record's number in the source), bad bool [b], with b = batch_size /
+    process_count. A record that cannot be read is replaced by the next one that can, and marked
+    bad. Reads in num_threads threads, or in num_workers processes if that is not 0.
+
+    Raises UserError, at once for settings that cannot be, and later when more than max_bad
+    distinct records turn out bad or no readable one is found. Close the iterator when done.
+    """
+    share = _Share(batch_size, process_index, process_count, start_example)
+    examples = _TrainExamples(source, transform, share, seed, max_bad)
+    return _batches(examples, num_threads, num_workers, max_bad)
+
+
+def eval_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    num_workers: int = 0,
+    max_bad: int = 0,
+) -> Batches:
+    """Every record once, in order; the same number of batches for every process.
+
+    As train_batches, and mask bool [b]: False for the padding of the last batch (index -1) and
+    for records that cannot be read; the images of both are black.
+    """
+    share = _Share(batch_size, process_index, process_count)
+    examples = _EvalExamples(source, transform, share)
+    return _batches(examples, num_threads, num_workers, max_bad)
+
+
+class Batches:
+    """An iterator over batches whose threads and processes end when it is closed or dropped."""
+
+    def __init__(self, generator: Generator[Batch]):
+        self._generator = generator
+        # At exit, too: before Python takes apart what closing needs.
+        self.close = weakref.finalize(self, generator.close)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._generator)
+
+
+class BadRecords:
+    """Counts distinct unreadable records, names each in a warning, and stops past the limit."""
+
+    def __init__(self, source: Source, limit: int):
+        self.source = source
+        self.limit = limit
+        self.reasons: dict[int, str] = {}
+
+    def add(self, index: int, reason: str) -> None:
+        """Raises UserError with the last three names if this makes more than `limit`."""
+        if index in self.reasons:
+            return
+        self.reasons[index] = reason
+        log.warning("data: skipped %s: %s", self.source.name(index), reason)
+        if len(self.reasons) > self.limit:
+            last = list(self.reasons.items())[-3:]
+            raise UserError(
+                f"data: {len(self.reasons)} unreadable images are more than data.max_bad="
+                f"{self.limit}; the last: "
+                + "; ".join(f"{self.source.name(i)} ({why})" for i, why in last)
+            )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which global positions a process reads."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+    start: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise UserError(
+                f"data: a batch of {self.batch_size} is not a positive multiple of the "
+                f"{self.process_count} processes"
+            )
+
+    @property
+    def local_batch(self) -> int:
+        return self.batch_size // self.process_count
+
+    def position(self, local: int) -> int:
+        """The global position of this process' example number `local`."""
+        batch, row = divmod(local, self.local_batch)
+        first = self.start + batch * self.batch_size + self.process_index * self.local_batch
+        return first + row
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """The examples of one process by local number, alike in a thread and in another process.
+
+    Reading never raises: what went wrong travels in the example (`reason`, empty if nothing, and
+    `lost` if there is no image), so that the main process alone names, counts and stops.
+    """
+
+    source: Source
+    transform: Transform
+    share: _Share
+
+    def __post_init__(self):
+        if len(self.source) == 0:
+            raise UserError("data: the source has no image")
+
+    def _read(self, index: int, random: Random) -> tuple[np.ndarray | None, int, str]:
+        """(image, label, why there is no image)."""
+        try:
+            record = self.source[index]
+            return self.transform(record["image"], random), np.int32(record["label"]), ""
+        except Exception as error:  # decoders meet damage with errors of every kind
+            return None, 0, f"{type(error).__name__}: {error}".split("\n")[0]
+
+    def _example(self, index: int, image: np.ndarray | None, label: int, reason: str):
+        shape = (*self.transform.size, self.transform.channels)
+        return {
+            "image": np.zeros(shape, np.uint8) if image is None else image,
+            "label": np.int32(label),
+            "index": np.int64(index),
+            "lost": np.bool_(image is None),
+            "reason": np.array(reason.encode("utf-8", "replace"), f"S{_REASON_BYTES}"),
+        }
+
+
+@dataclass(frozen=True)
+class _TrainExamples(_Examples):
+    seed: int
+    max_bad: int
+
+    def __len__(self) -> int:
+        return 2**40  # endless in practice
+
+    def __getitem__(self, local: int) -> dict[str, np.ndarray]:
+        position = self.share.position(local)
+        epoch, number = divmod(position, len(self.source))
+        index = grain.experimental.index_shuffle(
+            number,
+            max_index=len(self.source) - 1,
+            seed=_hash(self.seed, "order", epoch) % 2**32,
+            rounds=4,
+        )
+        image, label, reason = None, 0, ""
+        # More failures than max_bad stop the run anyway, so the search for a substitute ends.
+        for candidate in range(index, index + min(len(self.source), self.max_bad + 1)):
+            random = Random(_hash(self.seed, "augment", position))
+            image, label, why = self._read(candidate % len(self.source), random)
+            reason = reason or why
+            if image is not None:
+                break
+        return self._example(index, image, label, reason)
+
+
+@dataclass(frozen=True)
+class _EvalExamples(_Examples):
+    def __len__(self) -> int:
+        batches = -(-len(self.source) // self.share.batch_size)
+        return batches * self.share.local_batch
+
+    def __getitem__(self, local: int) -> dict[str, np.ndarray]:
+        position = self.share.position(local)
+        if position >= len(self.source):
+            return self._example(-1, None, 0, "")
+        return self._example(position, *self._read(position, Random(0)))
+
+
+def _hash(seed: int, purpose: str, number: int) -> int:
+    """64 bits for each (seed, purpose, number): neighbouring seeds share nothing."""
+    digest = blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _batches(examples: _Examples, num_threads: int, num_workers: int, max_bad: int) -> Batches:
+    """Batches in order, read ahead in the background, their bad records seen to."""
+    for name, number in (("threads", num_threads), ("workers", num_workers)):
+        if number < 0:
+            raise UserError(f"data.num_{name}: {number}; it must be at least 0")
+    if max_bad < 0:
+        raise UserError(f"data.max_bad: {max_bad}; it must be at least 0")
+    data = grain.MapDataset.source(examples)
+    size = examples.share.local_batch
+    if num_workers:
+        # Whole batches go round the workers, so that their number changes nothing.
+        data = data.batch(size).to_iter_dataset(grain.ReadOptions(1, 1))
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, 2)).map(_own)
+        if not flags.FLAGS.is_parsed():  # grain's workers read some of its flags
+            flags.FLAGS.mark_as_parsed()
+    else:
+        ahead = 2 * max(size, num_threads) if num_threads else 0
+        data = data.to_iter_dataset(grain.ReadOptions(num_threads, ahead)).batch(size)
+        data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
+    return Batches(_checked(data, examples, BadRecords(examples.source, max_bad)))
+
+
+def _own(batch: Batch) -> Batch:
+    """A copy outside the shared memory that the workers write to, which is small."""
+    return {name: np.array(value, subok=False) for name, value in batch.items()}
+
+
+def _checked(data: grain.IterDataset, examples: _Examples, bad: BadRecords) -> Generator[Batch]:
+    training = isinstance(examples, _TrainExamples)
+    reader = iter(data)
+    try:
+        for batch in reader:
+            lost, reasons = batch.pop("lost"), batch.pop("reason")
+            batch["bad"] = reasons != b""
+            for row in np.flatnonzero(batch["bad"]):
+                index, reason = int(batch["index"][row]), reasons[row].decode("utf-8", "replace")
+                bad.add(index, reason)
+                if training and lost[row]:
+                    raise UserError(
+                        f"data: no readable image from {examples.source.name(index)} on ({reason})"
+                    )
+            if not training:
+                batch["mask"] = (batch["index"] >= 0) & ~batch["bad"]
+            yield batch
+    except RuntimeError as error:  # what grain raises when a worker process is gone
+        raise UserError(
+            f"data: reading stopped: {error} Out of memory, or of shared memory (/dev/shm)? "
+            "data.num_workers=0 reads in threads"
+        ) from error
+    finally:
+        reader.close()

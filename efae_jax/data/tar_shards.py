@@ -1,0 +1,179 @@
+"""Webdataset tar shards (img2dataset's layout) with random access.
+
+A sample is the members of one shard that share a name up to the first dot: an image (.jpg, .png,
+.webp, ...) and, if there is one, a label: `.cls` (a number) or `.json` with "label" or "cls".
+One pass over the headers, never the contents, finds where every member lies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from array import array
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from efae_jax.data.folder import EXTENSIONS
+from efae_jax.data.splits import files_of, hold_out
+from efae_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+_BLOCK = 512
+_NO_LABEL, _CLS, _JSON = range(3)
+
+
+class ShardError(Exception):
+    """A tar file that cannot be read to its end."""
+
+
+def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of the regular files in an uncompressed tar file, from its headers.
+
+    Reads ustar, GNU and pax names. Raises ShardError where the file is damaged or cut short.
+    """
+    length = os.fstat(file.fileno()).st_size
+    position, long_name = 0, None
+    while position < length:
+        header = os.pread(file.fileno(), _BLOCK, position)
+        if not header.strip(b"\0"):
+            return
+        kind, size = _check(header), _number(header[124:136])
+        start, position = (
+            position + _BLOCK,
+            position + _BLOCK + -(-size // _BLOCK) * _BLOCK,
+        )
+        if start + size > length:
+            raise ShardError("it ends inside a member")
+        if kind == b"L":
+            long_name = os.pread(file.fileno(), size, start).rstrip(b"\0")
+        elif kind == b"x":
+            long_name = _pax_path(os.pread(file.fileno(), size, start)) or long_name
+        elif kind in b"0\0":
+            prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+            name = header[:100].split(b"\0")[0]
+            name = long_name or (prefix + b"/" + name if prefix else name)
+            long_name = None
+            yield name.decode("utf-8", "surrogateescape"), start, size
+        elif kind != b"g":
+            long_name = None
+
+
+def _check(header: bytes) -> bytes:
+    """The member's type, after a look at the header's checksum."""
+    try:
+        total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+        if len(header) == _BLOCK and int(header[148:156].strip(b" \0"), 8) == total:
+            return header[156:157]
+    except ValueError:
+        pass
+    if header[:2] == b"\x1f\x8b":
+        raise ShardError("it is compressed, which random access does not allow; gunzip it")
+    raise ShardError("a header is damaged, or it is no tar file")
+
+
+def _number(field: bytes) -> int:
+    """A size: octal digits, or GNU's big-endian binary where the first bit is set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _pax_path(records: bytes) -> bytes | None:
+    """The path in a pax header, a sequence of '<length> <key>=<value>\\n'."""
+    while records:
+        length, _, _ = records.partition(b" ")
+        record, records = records[: int(length)], records[int(length) :]
+        if record[len(length) + 1 :].startswith(b"path="):
+            return record[len(length) + 6 : -1]
+    return None
+
+
+class TarShards:
+    """The samples of several shards, one shard after the other.
+
+    A shard that is damaged or cut short is named in a warning, and its samples up to there are
+    used; more than max_bad such shards raise UserError.
+    """
+
+    num_classes = 0
+
+    def __init__(self, files: list[str], max_bad: int):
+        self.files = files
+        self._keys: list[str] = []
+        # Of each sample: shard; offset and size of the image; kind, offset and size of the label.
+        self._where = array("q")
+        damaged = []
+        for number, path in enumerate(files):
+            try:
+                self._add(number, path)
+            except (ShardError, OSError) as error:
+                damaged.append(f"{path}: {error}")
+                log.warning("data: shard %s (its samples up to there are used)", damaged[-1])
+                if len(damaged) > max_bad:
+                    raise UserError(
+                        f"data: {len(damaged)} damaged shards are more than data.max_bad="
+                        f"{max_bad}; the last: {'; '.join(damaged[-3:])}"
+                    ) from error
+        if not self._keys:
+            raise UserError(
+                f"data.path: no image in {len(files)} tar shards, the first {files[0]!r}; "
+                f"allowed members: {' '.join(EXTENSIONS)}"
+            )
+
+    def _add(self, number: int, path: str) -> None:
+        key, image, label = None, None, (_NO_LABEL, 0, 0)
+
+        def finish() -> None:
+            if image is not None:
+                self._keys.append(key)
+                self._where.extend((number, *image, *label))
+
+        with open(path, "rb", buffering=0) as file:
+            try:
+                for name, offset, size in members(file):
+                    folder, slash, base = name.rpartition("/")
+                    stem = base.partition(".")[0]
+                    if folder + slash + stem != key:
+                        finish()
+                        key, image, label = folder + slash + stem, None, (_NO_LABEL, 0, 0)
+                    extension = os.path.splitext(base)[1].lower()
+                    if extension in EXTENSIONS and image is None:
+                        image = (offset, size)
+                    elif extension == ".cls":
+                        label = (_CLS, offset, size)
+                    elif extension == ".json" and label[0] == _NO_LABEL:
+                        label = (_JSON, offset, size)
+            finally:
+                finish()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shard, offset, size, kind, label_offset, label_size = self._where[6 * index : 6 * index + 6]
+        # Opened anew each time: thousands of shards would exceed the limit of open files.
+        with open(self.files[shard], "rb", buffering=0) as file:
+            image = os.pread(file.fileno(), size, offset)
+            label = os.pread(file.fileno(), label_size, label_offset) if kind else b"0"
+        if kind == _JSON:
+            fields = json.loads(label)
+            label = fields.get("label", fields.get("cls", 0))
+        return {"image": image, "label": int(label)}
+
+    def key(self, index: int) -> str:
+        return f"{os.path.basename(self.files[self._where[6 * index]])}/{self._keys[index]}"
+
+    def name(self, index: int) -> str:
+        return f"{self.files[self._where[6 * index]]}/{self._keys[index]}"
+
+
+def open_tar_shards(config: Any, split: str):
+    """The shards data.path for a split; '{split}' in it stands for the split's name."""
+    if "{split}" in config.path:
+        name = config.train_split if split == "train" else config.test_split
+        return TarShards(
+            files_of(config.path.replace("{split}", name), "tar shard"), config.max_bad
+        )
+    source = TarShards(files_of(config.path, "tar shard"), config.max_bad)
+    return hold_out(source, split, config.test_fraction)

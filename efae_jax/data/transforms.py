@@ -1,0 +1,170 @@
+"""From an image as stored - a file's bytes, an array, a Pillow image - to uint8 [H, W, C]."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from efae_jax.errors import UserError
+
+CROPS = ("random", "center")
+# Only these: Pillow would hand some other formats to outside programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {  # what to do to an image of that EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImageError(Exception):
+    """An image that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The way of every image into a batch; `transform(image, random)` -> uint8 [H, W, C].
+
+    Upright by EXIF, to RGB or grey (transparency over white), shorter side resized (bicubic,
+    antialiased) and the rest cropped, flipped, padded.
+
+    size: (height, width) of the result. channels: 1 or 3. crop: 'random' or 'center'.
+    flip: mirror left-right with probability 1/2. pad: black pixels on each side, inside `size`
+    (MNIST: size (32, 32), pad 2). max_pixels: an image with more is not decoded.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    crop: str = "center"
+    flip: bool = False
+    pad: int = 0
+    max_pixels: int = 50_000_000
+
+    def __post_init__(self):
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"data.size: {self.size} is not (height, width), both at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"data.channels: {self.channels}; allowed: 1 or 3")
+        if self.crop not in CROPS:
+            raise UserError(f"data.crop: {self.crop!r}; allowed: {', '.join(CROPS)}")
+        if not 0 <= 2 * self.pad < min(self.size):
+            raise UserError(f"data.pad: {self.pad} on each side leaves nothing of {self.size}")
+        if self.max_pixels < 1:
+            raise UserError(f"data.max_pixels: {self.max_pixels}; it must be at least 1")
+
+    def __call__(self, image: bytes | np.ndarray | Image.Image, random: Random) -> np.ndarray:
+        """The uint8 image [H, W, C]; all that is random comes from `random`.
+
+        Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
+        """
+        down, across, mirror = random.random(), random.random(), random.random() < 0.5
+        if self.crop == "center":
+            down = across = 0.5
+        img = _open(image)
+        if img.width * img.height > self.max_pixels:
+            raise BadImageError(
+                f"{img.width}x{img.height} pixels are more than data.max_pixels={self.max_pixels}"
+            )
+        inner = (self.size[0] - 2 * self.pad, self.size[1] - 2 * self.pad)
+        img = _resize_and_crop(_decode(img, inner), inner, down, across)
+        img = img.convert("L" if self.channels == 1 else "RGB")
+        if self.flip and mirror:
+            img = img.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.pad:
+            img = ImageOps.expand(img, self.pad, fill=0)
+        return np.asarray(img).reshape(*self.size, self.channels)
+
+
+def make_transform(config: Any, *, train: bool) -> Transform:
+    """The transform that config.data asks for; for evaluation: centre crop and no flip."""
+    return Transform(
+        size=tuple(config.size),
+        channels=config.channels,
+        crop=config.crop if train else "center",
+        flip=config.flip and train,
+        pad=config.pad,
+        max_pixels=config.max_pixels,
+    )
+
+
+def flatten(img: Image.Image) -> Image.Image:
+    """An image of any mode as 'L' or 'RGB'; what is transparent becomes white.
+
+    16-bit grey is divided by 257; floats are taken to lie in [0, 1].
+    """
+    keyed = img.mode in ("P", "L", "RGB") and "transparency" in img.info
+    if keyed or img.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
+        if img.mode in ("La", "RGBa"):  # premultiplied: Pillow converts it to its plain form only
+            img = img.convert({"La": "LA", "RGBa": "RGBA"}[img.mode])
+        img = img.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", img.size, "white"), img).convert("RGB")
+    if img.mode in ("L", "RGB"):
+        return img
+    if img.mode == "1":
+        return img.convert("L")
+    if img.mode.startswith("I") or img.mode == "F":
+        values = np.asarray(img, np.float64) * (255 if img.mode == "F" else 1 / 257)
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if img.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(img, lab, rgb, outputMode="RGB")
+    return img.convert("RGB")
+
+
+def _open(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise BadImageError(f"an array of {image.dtype}, not uint8")
+        return Image.fromarray(image[..., 0] if image.shape[-1:] == (1,) else image)
+    return Image.open(io.BytesIO(image), formats=_FORMATS)
+
+
+def _decode(img: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """The decoded image, upright by EXIF, as 'L' or 'RGB'.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves at least twice the target's resolution:
+    half the time for a photograph of 3 megapixels, and less than 0.3% (52 dB) of difference.
+    """
+    shrink = min(img.size) / (2 * max(target))
+    if shrink > 1:
+        img.draft(None, (math.ceil(img.width / shrink), math.ceil(img.height / shrink)))
+    img.load()  # the TIFF reader turns the image itself here, and then drops the tag
+    how = _UPRIGHT.get(img.getexif().get(_ORIENTATION))
+    img = flatten(img)
+    return img if how is None else img.transpose(how)
+
+
+def _resize_and_crop(
+    img: Image.Image, target: tuple[int, int], down: float, across: float
+) -> Image.Image:
+    """Resizes the shorter side (relative to the target's) and crops, in one pass over the crop.
+
+    down, across in [0, 1] place the crop among the whole pixels of the resized image, so that an
+    image that needs no resizing keeps its pixels.
+    """
+    height, width = target
+    scale = max(height / img.height, width / img.width)
+    left = math.floor((round(img.width * scale) - width) * across + 0.5) / scale
+    top = math.floor((round(img.height * scale) - height) * down + 0.5) / scale
+    left = max(0.0, min(left, img.width - width / scale))
+    top = max(0.0, min(top, img.height - height / scale))
+    right, bottom = min(left + width / scale, img.width), min(top + height / scale, img.height)
+    return img.resize(
+        (width, height),
+        Image.Resampling.BICUBIC,
+        box=(left, top, right, bottom),
+        reducing_gap=3.0,
+    )

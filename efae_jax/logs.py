@@ -1,0 +1,146 @@
+"""Where a run's figures go: the terminal, JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Prints a line, on process 0 only."""
+    if jax.process_index() == 0:
+        console.print(message, markup=False)
+
+
+class MetricWriter:
+    """Appends figures to `metrics.jsonl` and to TensorBoard files; does nothing off process 0.
+
+    Args:
+      workdir: gets `metrics.jsonl` and the folder `tensorboard`.
+      from_step: drops lines at later steps than this, which a run that was stopped
+        after its last checkpoint leaves and a resumed run writes again.
+    """
+
+    def __init__(self, workdir: Path, from_step: int = 0):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = Path(workdir) / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            kept = [x for x in path.read_text().splitlines() if json.loads(x)["step"] <= from_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._lines = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """One line, one point on every curve."""
+        if not self._active:
+            return
+        self._lines.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        if self._active:
+            self._lines.close()
+            self._board.close()
+
+
+class TrainProgress:
+    """A bar with loss, images per second and time left; plain lines where no terminal is.
+
+    Args:
+      start, total: steps done before, and in the end.
+      batch_size: images per step.
+    """
+
+    def __init__(self, start: int, total: int, batch_size: int):
+        self._total, self._batch_size = total, batch_size
+        self._last = (start, time.monotonic())
+        self._bar = _bar(
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s"),
+            disable=jax.process_index() != 0 or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "training", total=total, completed=start, loss="-", rate="-"
+        )
+
+    def __enter__(self) -> TrainProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, loss: float) -> float:
+        """Shows a loss; returns the images per second since the last report."""
+        before, then = self._last
+        now = time.monotonic()
+        rate = (step - before) * self._batch_size / max(now - then, 1e-9)
+        self._last = (step, now)
+        self._bar.update(self._task, loss=f"{loss:.4f}", rate=f"{rate:,.0f}")
+        if not console.is_terminal:
+            left = (self._total - step) * self._batch_size / rate
+            say(
+                f"step {step:,}/{self._total:,}  loss {loss:.4f}  {rate:,.0f} images/s  "
+                f"{int(left // 60)}:{int(left % 60):02d} left"
+            )
+        return rate
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves what happened until now (compiling, an evaluation) out of the rate."""
+        self._last = (step, time.monotonic())
+
+
+def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    """Yields the items under a progress bar, or with a plain line every ten seconds."""
+    quiet = jax.process_index() != 0
+    with _bar(disable=quiet or not console.is_terminal) as bar:
+        last = time.monotonic()
+        for i, item in enumerate(bar.track(items, total=total, description=label)):
+            if not console.is_terminal and time.monotonic() - last > 10:
+                last = time.monotonic()
+                say(f"{label}: {i}/{total}")
+            yield item
+
+
+def _bar(*columns: Any, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeLeftColumn(),
+        console=console,
+        disable=disable,
+    )
+
+
+def figures_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,86 @@
+"""EFAE: an encoder trained end to end with a flow decoder on -log p(g x | rho(g) z)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
+
+from efae_jax import flow
+from efae_jax.methods.base import Batch, Params, to_float
+from efae_jax.models.build import build_flow_autoencoder
+
+NOISE_KINDS = ("none", "additive", "multiplicative")
+
+
+class EFAE:
+    """Minimises E over x, g, z = E(x) of -log p(g x | rho(g) z).
+
+    The encoder sees x, never g x; g is uniform over the group, one element per example.
+    -log p is bounded by the flow-matching loss (`flow.matching_loss`). The latent is
+    regularised on its way to the decoder (`perturb`), and by `penalty` x mean z^2.
+
+    With `config.group.in_objective` False, g stays the identity: the control.
+    """
+
+    players = ("autoencoder",)
+
+    def __init__(self, config: Any):
+        self.autoencoder = build_flow_autoencoder(config)
+        self.config = config
+        flow.sample_time(jax.random.key(0), config.flow.time)  # an unknown density stops here
+        if config.latent.noise not in NOISE_KINDS:
+            raise ValueError(
+                f"config.latent.noise={config.latent.noise!r} is not one of {', '.join(NOISE_KINDS)}"
+            )
+
+    def init(self, key: PRNGKeyArray) -> dict[str, Params]:
+        """{"autoencoder": {"encoder", "velocity", and "basis" of a learned representation}}."""
+        return {"autoencoder": self.autoencoder.init(key)}
+
+    def loss(
+        self, player: str, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray
+    ) -> tuple[Float[Array, B], dict[str, Float[Array, B]]]:
+        """Flow-matching loss of g x given rho(g) z, plus penalty x mean z^2, per example."""
+        del player  # there is one
+        config, model = self.config, self.autoencoder
+        params = params["autoencoder"]
+        x_BHWC = to_float(batch["image"])
+        g_keys, noise_keys, time_keys, drop_keys, latent_keys = jax.vmap(
+            lambda k: jax.random.split(k, 5), out_axes=1
+        )(keys_B)
+
+        z = model.encode(params, x_BHWC)
+        squares_B = jnp.mean(jnp.square(z), axis=tuple(range(1, z.ndim)))
+        z = perturb(latent_keys, z, config.latent.noise, config.latent.noise_size)
+        z = flow.drop(drop_keys, z, config.flow.drop_rate)
+        if config.group.in_objective:
+            g_B = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.group.order))(g_keys)
+            x_BHWC, z = model.act_image(g_B, x_BHWC), model.act(params, g_B, z)
+
+        noise_BHWC = jax.vmap(lambda k: jax.random.normal(k, x_BHWC.shape[1:]))(noise_keys)
+        t_B = jax.vmap(
+            lambda k: flow.sample_time(
+                k, config.flow.time, config.flow.time_loc, config.flow.time_scale
+            )
+        )(time_keys)
+        matching_B = flow.matching_loss(model.field(params, z), x_BHWC, noise_BHWC, t_B)
+        loss_B = matching_B + config.latent.penalty * squares_B
+        return loss_B, {"flow": matching_B, "latent_square": squares_B}
+
+
+def perturb(
+    keys_B: PRNGKeyArray, z: Float[Array, "B ..."], kind: str, size: float
+) -> Float[Array, "B ..."]:
+    """Noise of a fixed size on the latent, n standard normal.
+
+    "additive": z + size n; "multiplicative": z (1 + size n); "none": z. It bounds the
+    information that the latent carries and makes the decoder robust to a diffusion
+    model's errors.
+    """
+    if kind == "none" or size == 0:
+        return z
+    n = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys_B)
+    return z + size * n if kind == "additive" else z * (1 + size * n)

@@ -1,0 +1,1 @@
+"""Figures of merit, per image; pure functions of arrays."""

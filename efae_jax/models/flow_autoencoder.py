@@ -1,0 +1,105 @@
+"""An autoencoder whose decoder is a conditional flow, with a group acting on its latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from efae_jax import flow, groups, sampling
+from efae_jax.models.functional import Net, Params
+
+
+class FlowAutoencoder:
+    """Encoder E, velocity field v(x_t, t, z), and a representation rho of a group on latents.
+
+    Parameters are a plain tree: {"encoder": ..., "velocity": ...} and, for a learned
+    representation Q rho Q^T, {"basis": the unconstrained matrix that gives Q}.
+
+    Args:
+      encoder: images x[B,H,W,c] to latents z[B,h,w,C] or z[B,C].
+      velocity: (x_t[B,H,W,c], t[B], z) to dx_t/dt.
+      representation: of the group, on the C channels of the latent.
+      learned: None, or how Q comes from the free matrix: "cayley" or "expm".
+      clamp: limit of the latent's absolute value, or None.
+    """
+
+    def __init__(
+        self,
+        encoder: Net,
+        velocity: Net,
+        representation: groups.Representation,
+        learned: str | None = None,
+        clamp: float | None = None,
+    ):
+        self.encoder, self.velocity_net = encoder, velocity
+        self.group, self.representation = representation.group, representation
+        self.learned, self.clamp = learned, clamp
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Draws the parameters; jit it."""
+        encoder_key, velocity_key, basis_key = jax.random.split(key, 3)
+        params = {
+            "encoder": self.encoder.init(encoder_key),
+            "velocity": self.velocity_net.init(velocity_key),
+        }
+        if self.learned:
+            shape = (self.representation.channels,) * 2
+            params["basis"] = 0.02 * jax.random.normal(basis_key, shape)
+        return params
+
+    def encode(self, params: Params, x: Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
+        """z = E(x), for pixels in [-1, 1], clamped if the model says so."""
+        z = self.encoder(params["encoder"], x)
+        return z if self.clamp is None else jnp.clip(z, -self.clamp, self.clamp)
+
+    def matrices(self, params: Params) -> Float[Array, "G C C"]:
+        """rho(g) for every element: fixed, or Q rho(g) Q^T with the learned Q."""
+        if not self.learned:
+            return self.representation.matrices
+        basis = groups.orthogonal(params["basis"], self.learned)
+        return groups.change_basis(self.representation.matrices, basis)
+
+    def act(
+        self, params: Params, g_B: Int[Array, B], z: Float[Array, "B ..."]
+    ) -> Float[Array, "B ..."]:
+        """rho(g) z, with one element (its index in the group) per example."""
+        return groups.act_latent(self.group, self.matrices(params), g_B, z)
+
+    def act_image(
+        self, g_B: Int[Array, B], x: Float[Array, "B H W c"]
+    ) -> Float[Array, "B H W c"]:
+        """g x: the same elements acting on images."""
+        return groups.act_image(self.group, g_B, x)
+
+    def velocity(self, params: Params, x: Array, t_B: Array, z: Array) -> Array:
+        """dx_t/dt at x_t = x, given the latent z."""
+        return self.velocity_net(params["velocity"], x, t_B, z)
+
+    def field(self, params: Params, z: Array, guidance: float = 1.0) -> flow.Velocity:
+        """The velocity as a function of (x, t) alone, guided by `guidance`."""
+        return flow.guided(lambda x, t, c: self.velocity(params, x, t, c), z, guidance)
+
+    def decode(
+        self,
+        params: Params,
+        z: Float[Array, "B ..."],
+        noise: Float[Array, "B H W c"],
+        *,
+        steps: int,
+        solver: str = "euler",
+        guidance: float = 1.0,
+        trajectory: bool = False,
+    ) -> Any:
+        """A sample of p(x | z): the flow carries `noise` to an image.
+
+        Transforming the noise along with the latent, decode(rho(g) z, g e), is what an
+        equivariant field turns into g decode(z, e).
+
+        Returns:
+          images, not clipped to [-1, 1]; with `trajectory`, (images, the N + 1 states).
+        """
+        field = self.field(params, z, guidance)
+        return sampling.sample(field, noise, steps, solver, trajectory)

@@ -1,0 +1,158 @@
+"""Pictures of what an autoencoder does: decoded transformed latents, and the flow in motion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+
+from efae_jax.methods.base import Autoencoder, to_float
+from efae_jax.metrics.images import psnr
+
+matplotlib.use("Agg")  # no display is needed
+import matplotlib.pyplot as plt
+
+INK, PALE = "#1b1b1f", "#6b6b76"
+LABELS = {
+    "e": "identity",
+    "h": "horizontal flip",
+    "v": "vertical flip",
+    "r90": "rotation 90°",
+    "r180": "rotation 180°",
+    "r270": "rotation 270°",
+    "t": "transpose",
+    "a": "anti-transpose",
+}
+GIF_FRAMES = 24
+
+
+def write_pictures(
+    model: Autoencoder,
+    params: Any,
+    image: np.ndarray,
+    options: dict[str, Any],
+    seed: int,
+    out: Path,
+) -> None:
+    """Writes `equivariance.png` and `flow.gif` for a few images.
+
+    Args:
+      model, params: the autoencoder.
+      image: uint8[N,H,W,C].
+      options: of `model.decode`: steps, solver, guidance.
+      seed: of the sampler's noise, the same for every image and element.
+      out: folder.
+    """
+
+    def decode_all(params: Any, image: jax.Array, steps: int, trajectory: bool) -> Any:
+        x = to_float(image)
+        z = model.encode(params, x)
+        noise = jax.random.normal(jax.random.key(seed), x.shape)
+
+        def one(g: jax.Array) -> Any:
+            g_B = jnp.full(x.shape[0], g)
+            decoded = model.decode(
+                params,
+                model.act(params, g_B, z),
+                model.act_image(g_B, noise),
+                **{**options, "steps": steps},
+                trajectory=trajectory,
+            )
+            return model.act_image(g_B, x), decoded
+
+        return jax.lax.map(one, jnp.arange(model.group.order))
+
+    decode_all = jax.jit(decode_all, static_argnums=(2, 3))
+    target, decoded = decode_all(params, jnp.asarray(image), options["steps"], False)
+    quality = jax.vmap(psnr)(decoded, target)
+    _equivariance(
+        model.group.elements, to_pixels(target), to_pixels(decoded), np.asarray(quality), out
+    )
+    _, (_, states) = decode_all(params, jnp.asarray(image), GIF_FRAMES, True)
+    _flow(model.group.elements, to_pixels(states), out / "flow.gif")
+
+
+def to_pixels(x: Any) -> np.ndarray:
+    """Floats in [-1, 1] to uint8, rounded; one channel becomes three."""
+    pixels = np.clip(np.round((np.asarray(x, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _equivariance(
+    elements: tuple[str, ...],
+    target_GN: np.ndarray,
+    decoded_GN: np.ndarray,
+    psnr_GN: np.ndarray,
+    out: Path,
+) -> None:
+    """One row per image: for every g, g x beside decode(rho(g) E(x))."""
+    order, count = target_GN.shape[:2]
+    cell, aspect = 0.86, target_GN.shape[2] / target_GN.shape[3]
+    ratios = [1, 1, 0.18] * order
+    figure, axes = plt.subplots(
+        count,
+        3 * order,
+        figsize=(cell * sum(ratios), cell * aspect * count + 0.85),
+        gridspec_kw={"width_ratios": ratios, "wspace": 0.05, "hspace": 0.06},
+        squeeze=False,
+    )
+    figure.subplots_adjust(left=0.01, right=0.995, bottom=0.01, top=1 - 0.85 / (
+        cell * aspect * count + 0.85))  # fmt: skip
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, g in enumerate(elements):
+        for n in range(count):
+            axes[n, 3 * i].imshow(target_GN[i, n], interpolation="nearest", aspect="auto")
+            axes[n, 3 * i + 1].imshow(decoded_GN[i, n], interpolation="nearest", aspect="auto")
+        axes[0, 3 * i].set_title("$g\\,x$", fontsize=9, color=PALE, pad=3)
+        axes[0, 3 * i + 1].set_title("$\\mathrm{dec}(\\rho(g)\\,z)$", fontsize=9, color=PALE, pad=3)
+        left, right = axes[0, 3 * i].get_position(), axes[0, 3 * i + 1].get_position()
+        figure.text(
+            (left.x0 + right.x1) / 2,
+            1 - 0.07 / figure.get_figheight(),
+            f"{LABELS[g]}\n{psnr_GN[i].mean():.1f} dB",
+            ha="center",
+            va="top",
+            fontsize=10,
+            color=INK,
+            linespacing=1.35,
+        )
+    figure.savefig(out / "equivariance.png", dpi=150, facecolor="white")
+    plt.close(figure)
+
+
+def _flow(elements: tuple[str, ...], states_GTN: np.ndarray, path: Path) -> None:
+    """One row per element, one column per image, from noise to image and a rest at the end."""
+    scale = max(1, 64 // states_GTN.shape[3])
+    gap, margin = 4, 96
+    font = ImageFont.load_default(13)
+    frames = []
+    for t in range(states_GTN.shape[1]):
+        cells = states_GTN[:, t].repeat(scale, axis=2).repeat(scale, axis=3)
+        cells = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        grid = rearrange(cells, "g n h w c -> (g h) (n w) c")
+        frame = Image.new("RGB", (margin + grid.shape[1], gap + grid.shape[0]), "white")
+        frame.paste(Image.fromarray(grid), (margin, gap))
+        pen = ImageDraw.Draw(frame)
+        for i, g in enumerate(elements):
+            words = LABELS[g].replace(" flip", "\nflip").replace("rotation ", "rotation\n")
+            y = gap + (i + 0.5) * cells.shape[2] - gap / 2
+            pen.multiline_text((8, y), words, fill=INK, font=font, anchor="lm")
+        frames.append(frame)
+    # One palette for all frames keeps flat colours from flickering.
+    palette = _stack([frames[0], frames[len(frames) // 2], frames[-1]]).quantize(255)
+    frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    durations = [400] + [70] * (len(frames) - 2) + [2200]
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def _stack(frames: list[Image.Image]) -> Image.Image:
+    return Image.fromarray(np.concatenate([np.asarray(f) for f in frames]))

@@ -1,0 +1,249 @@
+"""The training loop; there is one, for every method."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from efae_jax import data
+from efae_jax.checkpoint import Checkpoints, check_config
+from efae_jax.errors import RunError, UserError
+from efae_jax.evaluate import Evaluator, check_evaluation
+from efae_jax.logs import MetricWriter, TrainProgress, say
+from efae_jax.methods import make_method
+from efae_jax.methods.base import Method
+from efae_jax.optim import make_optimizer, make_schedule
+from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, tree_shardings
+from efae_jax.state import init_state, make_train_step
+
+# Steps that may be under way on the device before the loop waits for the oldest.
+IN_FLIGHT = 2
+
+
+class Run:
+    """What a config means on this machine: method, mesh, step function, layout of the state.
+
+    Building one compiles nothing and allocates nothing on the devices, but traces one
+    training step and one evaluation step abstractly, so that whatever does not fit in
+    the config ends here.
+
+    Args:
+      config: as `configs/` make them.
+      devices: all of them unless told otherwise.
+
+    Raises:
+      UserError: one line that says what does not fit and what is allowed.
+    """
+
+    def __init__(self, config: Any, devices: Any = None):
+        self.config = config
+        self.mesh: Mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+        self._check_batch()
+        try:
+            self.method: Method = make_method(config)
+            self.optimizers = {
+                player: make_optimizer(config.optim, config.train.steps)
+                for player in self.method.players
+            }
+            step = make_train_step(
+                self.method,
+                self.optimizers,
+                seed=config.seed,
+                ema_decay=config.ema.decay,
+                accumulate=config.train.accumulate,
+            )
+            self._init = lambda key: init_state(self.method, self.optimizers, key)
+            shapes = jax.eval_shape(self._init, jax.random.key(0))
+            jax.eval_shape(step, shapes, self._abstract_batch())
+            autoencoder = self.method.autoencoder
+            check_evaluation(autoencoder, shapes["ema"][self.method.players[0]], config, self.mesh)
+        except ValueError as error:  # the mathematics and the models know no UserError
+            raise UserError(str(error)) from error
+        self.state_shardings = tree_shardings(shapes, config.mesh.rules, self.mesh)
+        self.abstract_state = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            self.state_shardings,
+        )
+        self.step = jax.jit(
+            step,
+            in_shardings=(self.state_shardings, batch_sharding(self.mesh)),
+            out_shardings=(self.state_shardings, replicated(self.mesh)),
+            donate_argnums=0,
+        )
+
+    def init(self) -> dict[str, Any]:
+        """The state of step 0, every array made where it belongs."""
+        init = jax.jit(self._init, out_shardings=self.state_shardings)
+        return init(jax.random.key(self.config.seed))
+
+    def _check_batch(self) -> None:
+        train, devices = self.config.train, self.mesh.size
+        parts = devices * train.accumulate
+        if train.accumulate < 1 or train.batch_size < 1 or train.batch_size % parts:
+            raise UserError(
+                f"config.train.batch_size={train.batch_size} must be a positive multiple of "
+                f"devices x accumulate = {devices} x {train.accumulate}"
+            )
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        c, size = self.config.data, self.config.train.batch_size
+        return {
+            "image": jax.ShapeDtypeStruct((size, *c.size, c.channels), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+
+
+def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains to `config.train.steps`, resuming what the work directory holds.
+
+    Writes `config.json`, `parameters.txt`, `metrics.jsonl`, `tensorboard/` and
+    `checkpoints/`. A run that was stopped and resumed equals, bit for bit on CPUs, the
+    run that never stopped.
+
+    Returns:
+      the final state.
+
+    Raises:
+      UserError: for a config that does not fit, or not the work directory's.
+      RunError: when a loss is not finite, naming the step; nothing is saved after it.
+    """
+    workdir = Path(workdir)
+    as_json = json.loads(config.to_json_best_effort())
+    check_config(workdir, as_json)
+    run = Run(config)
+    source = data.make_source(config.data, "train")
+    _prepare(workdir, as_json)
+
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    if checkpoints.latest() is None:
+        state, examples = run.init(), 0
+    else:
+        state, examples = checkpoints.restore(run.abstract_state)
+        say(f"resumed at step {int(state['step']):,} from {workdir}")
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(
+            state["params"], include_stats="global"
+        )
+        (workdir / "parameters.txt").write_text(overview + "\n")
+
+    start, total = int(state["step"]), config.train.steps
+    writer = MetricWriter(workdir, start)
+    evaluator = Evaluator(run.method.autoencoder, config, run.mesh) if config.eval.every else None
+    schedule = make_schedule(config.optim, total)
+    try:
+        if start < total:
+            state = _loop(
+                run, state, examples, source, as_json, checkpoints, writer, evaluator, schedule
+            )
+    finally:
+        checkpoints.close()
+        writer.close()
+    return state
+
+
+def _loop(
+    run: Run,
+    state: dict[str, Any],
+    examples: int,
+    source: Any,
+    as_json: dict,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    evaluator: Evaluator | None,
+    schedule: Callable[[int], Any],
+) -> dict[str, Any]:
+    config, batch_size = run.config, run.config.train.batch_size
+    start, total = int(state["step"]), config.train.steps
+    batches = train_batches(config, source, examples)
+    pending: deque[tuple[int, Any]] = deque()  # metrics on the device since the last report
+    loss_name = f"{run.method.players[0]}/loss"
+
+    def report(step: int, progress: TrainProgress) -> None:
+        figures = _collect(pending)
+        rate = progress.report(step, figures[loss_name])
+        figures |= {"images_per_second": rate, "learning_rate": float(schedule(step - 1))}
+        writer.write(step, figures)
+
+    with TrainProgress(start, total, batch_size) as progress:
+        batch = put_batch(run.mesh, next(batches))
+        for step in range(start + 1, total + 1):
+            state, metrics = run.step(state, batch)
+            pending.append((step, metrics))
+            if step < total:  # read and send the next batch while this step runs
+                batch = put_batch(run.mesh, next(batches))
+            if len(pending) > IN_FLIGHT:
+                jax.block_until_ready(pending[-1 - IN_FLIGHT][1])
+            progress.advance(step)
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                progress.restart_clock(step)
+            at_end = step == total
+            save = at_end or step % config.checkpoint.every == 0
+            if step % config.log.every == 0 or save:
+                report(step, progress)
+            if save:
+                checkpoints.save(step, state, examples + (step - start) * batch_size, as_json)
+            if evaluator and step % config.eval.every == 0 and not at_end:
+                player = run.method.players[0]
+                figures = evaluator.summary(state["ema"][player])
+                writer.write(step, {f"eval/{k}": v for k, v in figures.items()})
+                progress.restart_clock(step)
+    return state
+
+
+def train_batches(config: Any, source: Any, start_example: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of the training batches from a position on, images and labels only."""
+    batches = data.train_batches(
+        source,
+        data.make_transform(config.data, train=True),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_example=start_example,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        max_bad=config.data.max_bad,
+    )
+    for batch in batches:
+        yield {"image": batch["image"], "label": batch["label"]}
+
+
+def _collect(pending: deque[tuple[int, Any]]) -> dict[str, float]:
+    """Means of the metrics since the last report, all of them checked."""
+    steps, metrics = zip(*pending, strict=True)
+    pending.clear()
+    values = jax.device_get(list(metrics))
+    for step, figures in zip(steps, values, strict=True):
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} at step {step}; nothing was saved after it. Lower "
+                    "config.optim.lr, or set config.optim.clip or config.dtype='float32'"
+                )
+    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+
+
+def _prepare(workdir: Path, as_json: dict) -> None:
+    """Makes the work directory and writes the config into it, whole or not at all."""
+    if jax.process_index() != 0:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = workdir / "config.json.tmp"
+        temporary.write_text(json.dumps(as_json, indent=2) + "\n")
+        temporary.replace(workdir / "config.json")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror or error}") from error

@@ -1,0 +1,60 @@
+"""Trains the config that is given, resuming what the work directory holds, then evaluates.
+
+python main.py --config=configs/efae.py:quickstart --workdir=runs/quickstart
+python main.py --config=configs/efae.py:mnist --workdir=runs/mnist --config.train.batch_size=256
+python main.py --config=... --workdir=... --mode=eval
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from efae_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train: then evaluate; eval: only.")
+
+
+def parse(argv: list[str]) -> None:
+    """Parses the flags; any mistake in them is one line."""
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).strip("'\"").split())) from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are --config, --workdir, --mode")
+    for flag in (CONFIG, WORKDIR):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is missing; see README.md for the commands")
+
+
+def main() -> None:
+    """Trains if asked to, and evaluates."""
+    # JAX is imported after the flags are known to be right: a mistake answers at once.
+    from efae_jax import evaluate, train
+
+    workdir = Path(WORKDIR.value)
+    if MODE.value == "train":
+        train.train(CONFIG.value, workdir)
+    evaluate.evaluate_workdir(workdir, CONFIG.value)
+
+
+def run() -> None:
+    """Exits with 2 after one line for a user's mistake, with 1 for a run that cannot go on."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        parse(sys.argv)
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    run()
