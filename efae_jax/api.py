@@ -162,8 +162,21 @@ def load(workdir: str | os.PathLike[str]) -> Model:
     Raises:
       UserError: when no model is there.
     """
+    return Model(restore(Path(workdir), read_config(workdir), make_mesh()))
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """The config that a work directory was made with.
+
+    Raises:
+      UserError: when it holds none.
+    """
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no config.json; give a training run's work directory")
-    config = ConfigDict(json.loads(path.read_text()))
-    return Model(restore(Path(workdir), config, make_mesh()))
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except OSError as error:
+        raise UserError(
+            f"{workdir} holds no config.json; give a training run's work directory"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,16 @@ class Checkpoints:
 
         Returns:
           the state, and the number of examples consumed.
+
+        Raises:
+          UserError: when the checkpoint holds less than is wanted.
         """
+        folder = self._manager.directory / str(self.latest())
+        if missing := [name for name in abstract_state if not (folder / name).exists()]:
+            raise UserError(
+                f"{self._manager.directory} holds a model without {', '.join(missing)}, so "
+                "training cannot go on there; give another --workdir"
+            )
         wanted = _items(abstract_state)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(
@@ -92,6 +102,38 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then frees the writer's threads."""
         self._manager.close()
+
+
+def save_model(workdir: Path, params: Any, config: dict) -> None:
+    """Makes a work directory that holds a model and no training state, whole or not at all.
+
+    Args:
+      workdir: must not be there yet.
+      params: of the autoencoder, the method's first player, by its name.
+      config: as JSON.
+    """
+    workdir = Path(workdir)
+    temporary = workdir.with_name(f".{workdir.name}.tmp")
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(temporary)
+        try:
+            checkpoints.save(0, {"ema": params}, 0, config)
+        finally:
+            checkpoints.close()
+        write_config(temporary, config)
+        temporary.rename(workdir)
+    except OSError as error:
+        raise UserError(f"{workdir}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_config(workdir: Path, config: dict) -> None:
+    """Writes `config.json`, whole or not at all."""
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
 
 
 def _items(state: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def make_schedule(config: Any, steps: int) -> optax.Schedule:
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.lr, max(steps - warmup, 1))
     elif config.schedule == "linear":
-        half = max(steps // 2, 1)
+        half = max(min(steps // 2, steps - warmup), 1)
         main = optax.linear_schedule(config.lr, 0.0, half, max(steps - half - warmup, 0))
     else:
         raise UserError(
@@ -42,7 +42,8 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     """Gradient clipping by global norm (clip > 0), then the named optimiser.
 
     "adamw" is Adam with decoupled weight decay (with weight_decay=0, Adam). "muon"
-    orthogonalises the momentum of matrices and uses AdamW for everything else.
+    orthogonalises the momentum of matrices and uses AdamW (with Nesterov's momentum) for
+    everything else.
     """
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
@@ -51,7 +52,11 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
         )
     elif config.name == "muon":
         optimizer = optax.contrib.muon(
-            schedule, adam_b1=config.b1, adam_b2=config.b2, weight_decay=config.weight_decay
+            schedule,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            adam_weight_decay=config.weight_decay,
         )
     else:
         raise UserError(f"config.optim.name={config.name!r} is not one of adamw, muon")

@@ -67,7 +67,9 @@ def make_train_step(
         parts = jax.tree.map(
             lambda v: rearrange(v, "(b a) ... -> a b ...", a=accumulate), (batch, keys_B)
         )
-        first = jax.eval_shape(gradient, player, params, *jax.tree.map(lambda v: v[0], parts))
+        first = jax.eval_shape(
+            lambda p, part: gradient(player, p, *part), params, jax.tree.map(lambda v: v[0], parts)
+        )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
@@ -85,7 +87,7 @@ def make_train_step(
             grads, figures = accumulated(player, params, batch, keys_B)
             updates, opt[player] = optimizers[player].update(grads, opt[player], params[player])
             params[player] = optax.apply_updates(params[player], updates)
-            figures["gradient_norm"] = optax.global_norm(grads)
+            figures["gradient_norm"] = optax.tree.norm(grads)
             metrics |= {f"{player}/{name}": value for name, value in figures.items()}
         decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], params)

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from efae_jax import data
-from efae_jax.checkpoint import Checkpoints, check_config
+from efae_jax.checkpoint import Checkpoints, check_config, write_config
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluate import Evaluator, check_evaluation
 from efae_jax.logs import MetricWriter, TrainProgress, say
@@ -242,8 +242,6 @@ def _prepare(workdir: Path, as_json: dict) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / "config.json.tmp"
-        temporary.write_text(json.dumps(as_json, indent=2) + "\n")
-        temporary.replace(workdir / "config.json")
+        write_config(workdir, as_json)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror or error}") from error

@@ -150,7 +150,7 @@ def test_all_problems_are_listed_at_once(state_dict, tmp_path):
         ("velocity.x_embedder.weight", (0, 5), "expected 2 dimensions, none of them 0"),
         ("velocity.x_embedder.weight", (96, 48), "width 96"),
         ("encoder.conv.0.weight", (32, 3), "expected 4 dimensions"),
-        ("velocity.c_embedder.weight", (64, 64), "expected (64, 256)"),
+        ("velocity.c_embedder.weight", (256, 64), "expected (64, 256)"),
         ("velocity.layers.999999999.x", (1,), "left over: velocity.layers.999999999.x"),
     ],
 )

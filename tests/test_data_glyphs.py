@@ -8,6 +8,7 @@ from data_files import data_config
 from PIL import Image
 
 from efae_jax.data import make_source
+from efae_jax.data.glyph_shapes import curve, stroke
 from efae_jax.data.glyphs import GROUNDS, KINDS, TEST_OFFSET, draw, factors
 from efae_jax.errors import UserError
 
@@ -55,6 +56,21 @@ def test_all_kinds_and_grounds_occur_about_equally_often():
         for name in names:
             assert 0.6 < values.count(name) * len(names) / 2000 < 1.5, name
     assert len(KINDS) >= 10
+
+
+def test_colours_vary():
+    grounds = np.array([factors(i).ground_colours[0] for i in range(500)])
+    glyphs = np.array([factors(i).glyph_colours[0] for i in range(500)])
+    for colours in (grounds, glyphs):
+        assert all(np.bincount(colours.argmax(1), minlength=3) > 80)
+    assert np.abs(grounds - glyphs).max(1).min() > 25  # and a glyph stands out from its ground
+
+
+def test_a_pen_stroke_has_its_width_everywhere():
+    path = curve((-0.8, -0.4), (-0.2, 0.3), (0.5, 0.1), (0.7, 0.8))
+    distances = np.linalg.norm(stroke(0.2, path)[:, None] - path, axis=-1).min(1)
+    np.testing.assert_allclose(distances, 0.1, atol=0.01)
+    assert stroke(0.2, path)[:, 1].max() > 0.88  # round ends reach beyond the path's
 
 
 def test_train_and_held_out_images_are_disjoint():

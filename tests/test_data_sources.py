@@ -185,6 +185,12 @@ def test_a_damaged_array_record_file_is_named(tmp_path, length):
         make_source(data_config(source="array_record", path=str(path)), "train")
 
 
+def test_an_array_record_file_without_records_is_refused(tmp_path):
+    assert write_array_record(str(tmp_path / "a.array_record"), []) == 0
+    with pytest.raises(UserError, match="is empty"):
+        make_source(data_config(source="array_record", path=str(tmp_path / "a*")), "train")
+
+
 def test_an_unfinished_array_record_file_has_no_name(tmp_path):
     def records():
         yield {"image": encoded(picture(0))}

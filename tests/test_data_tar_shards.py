@@ -54,7 +54,7 @@ def test_members_agree_with_tarfile(tmp_path, names, sizes, form, letter):
     # Long names take another form of header in each format, ustar's at a folder's border.
     files = [
         (
-            f"{i}/" + letter * min(n, 90 // len(letter.encode())) + "/" + "b" * (n // 2),
+            f"{i}/" + letter * min(n, 90 // len(letter.encode())) + "/" + "b" * (n // 2 + 1),
             os.urandom(s),
         )
         for i, (n, s) in enumerate(zip(names, sizes, strict=False))

@@ -226,6 +226,15 @@ def test_change_of_basis_is_q_rho_q_transposed():
     close(change_basis(rho, Q), np.stack([Q @ m @ Q.T for m in rho]))
 
 
+@pytest.mark.parametrize("kind", ["cayley", "expm"])
+def test_no_product_of_matrices_is_left_to_an_accelerators_rounding(kind):
+    rho = representation(group("c4"), "freq1").matrices
+    program = str(jax.make_jaxpr(lambda free: change_basis(rho, orthogonal(free, kind)))(rho[0]))
+    products = program.split(" dot_general[")[1:]
+    assert len(products) >= 4  # two of Q rho Q^T, two that refine Q
+    assert all("HIGHEST" in product.split("] ")[0].upper() for product in products)
+
+
 # The representations that known autoencoders use
 
 

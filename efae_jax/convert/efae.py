@@ -164,6 +164,45 @@ def _infer(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, int], list[str]
     return sizes, problems
 
 
+def architecture_of(config: Any) -> dict[str, Any]:
+    """The architecture that a run's config describes.
+
+    Raises:
+      UserError: when its networks are not the original's.
+    """
+    model = config.model
+    if model.encoder.kind != "original" or model.velocity.kind != "original":
+        raise UserError(_NOT_EXPORTABLE)
+    return {
+        "channels": config.data.channels,
+        "width": model.velocity.width,
+        "depth": model.velocity.depth,
+        "heads": model.velocity.heads,
+        "patch": model.velocity.patch,
+        "latent_dim": model.encoder.latent_channels,
+        "group": config.group.name,
+        "representation": config.group.representation,
+    }
+
+
+def config_of(architecture: Mapping[str, Any]) -> Any:
+    """The config of `configs/efae.py` whose run gives such a model.
+
+    Data and optimiser are those of the variant with as many image channels.
+    """
+    from configs.efae import get_config
+
+    config = get_config("mnist" if architecture["channels"] == 1 else "cifar10")
+    with config.unlocked():
+        config.data.channels = architecture["channels"]
+        config.model.encoder.latent_channels = architecture["latent_dim"]
+        for name in ("width", "depth", "heads", "patch"):
+            config.model.velocity[name] = architecture[name]
+        config.group.name = architecture["group"]
+        config.group.representation = architecture["representation"]
+    return config
+
+
 def export_efae(
     params: Mapping[str, Any], architecture: Mapping[str, Any], out_path: str | Path
 ) -> None:

@@ -104,9 +104,7 @@ def to_theirs(table: Table, params: Mapping[str, Any]) -> StateDict:
     Values keep their type and bits.
     """
     flat = flatten(params)
-    return {
-        e.theirs: np.ascontiguousarray(e.layout.to_torch(np.asarray(flat[e.ours]))) for e in table
-    }
+    return {e.theirs: e.layout.to_torch(np.asarray(flat[e.ours])) for e in table}
 
 
 def to_ours(table: Table, tensors: Mapping[str, np.ndarray]) -> Params:

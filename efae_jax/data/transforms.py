@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
 from efae_jax.errors import UserError
 
@@ -68,16 +68,16 @@ class Transform:
 
         Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
         """
-        down, across, mirror = random.random(), random.random(), random.random() < 0.5
+        place, mirror = random.random(), random.random() < 0.5
         if self.crop == "center":
-            down = across = 0.5
+            place = 0.5
         img = _open(image)
         if img.width * img.height > self.max_pixels:
             raise BadImageError(
                 f"{img.width}x{img.height} pixels are more than data.max_pixels={self.max_pixels}"
             )
         inner = (self.size[0] - 2 * self.pad, self.size[1] - 2 * self.pad)
-        img = _resize_and_crop(_decode(img, inner), inner, down, across)
+        img = _resize_and_crop(_decode(img, inner), inner, place)
         img = img.convert("L" if self.channels == 1 else "RGB")
         if self.flip and mirror:
             img = img.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -116,9 +116,6 @@ def flatten(img: Image.Image) -> Image.Image:
     if img.mode.startswith("I") or img.mode == "F":
         values = np.asarray(img, np.float64) * (255 if img.mode == "F" else 1 / 257)
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    if img.mode == "LAB":
-        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(img, lab, rgb, outputMode="RGB")
     return img.convert("RGB")
 
 
@@ -147,18 +144,16 @@ def _decode(img: Image.Image, target: tuple[int, int]) -> Image.Image:
     return img if how is None else img.transpose(how)
 
 
-def _resize_and_crop(
-    img: Image.Image, target: tuple[int, int], down: float, across: float
-) -> Image.Image:
+def _resize_and_crop(img: Image.Image, target: tuple[int, int], place: float) -> Image.Image:
     """Resizes the shorter side (relative to the target's) and crops, in one pass over the crop.
 
-    down, across in [0, 1] place the crop among the whole pixels of the resized image, so that an
-    image that needs no resizing keeps its pixels.
+    place in [0, 1] is the crop's along the other side, on whole pixels of the resized image, so
+    that an image that needs no resizing keeps its pixels.
     """
     height, width = target
     scale = max(height / img.height, width / img.width)
-    left = math.floor((round(img.width * scale) - width) * across + 0.5) / scale
-    top = math.floor((round(img.height * scale) - height) * down + 0.5) / scale
+    left = math.floor((round(img.width * scale) - width) * place + 0.5) / scale
+    top = math.floor((round(img.height * scale) - height) * place + 0.5) / scale
     left = max(0.0, min(left, img.width - width / scale))
     top = max(0.0, min(top, img.height - height / scale))
     right, bottom = min(left + width / scale, img.width), min(top + height / scale, img.height)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from efae_jax import flow
+from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Params, to_float
 from efae_jax.models.build import build_flow_autoencoder
 
@@ -30,9 +31,13 @@ class EFAE:
     def __init__(self, config: Any):
         self.autoencoder = build_flow_autoencoder(config)
         self.config = config
-        flow.sample_time(jax.random.key(0), config.flow.time)  # an unknown density stops here
+        if config.flow.time not in flow.TIME_DENSITIES:
+            raise UserError(
+                f"config.flow.time={config.flow.time!r} is not one of "
+                f"{', '.join(flow.TIME_DENSITIES)}"
+            )
         if config.latent.noise not in NOISE_KINDS:
-            raise ValueError(
+            raise UserError(
                 f"config.latent.noise={config.latent.noise!r} is not one of {', '.join(NOISE_KINDS)}"
             )
 

@@ -62,6 +62,6 @@ def _like(abstract: nnx.State, params: Params) -> nnx.State:
             node = node[str(part)]
         return node
 
-    return nnx.State.from_flat_path(
-        {path: variable.replace(leaf(path)) for path, variable in abstract.flat_state()}
+    return nnx.from_flat_state(
+        [(path, variable.replace(leaf(path))) for path, variable in nnx.to_flat_state(abstract)]
     )

@@ -10,15 +10,22 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-GROUPS = 32
+GROUPS, GROUP_CHANNELS = 32, 4
 EPS = 1e-6
 
 
 def group_norm(channels: int, *, rngs: nnx.Rngs, affine: bool = True) -> nnx.GroupNorm:
-    """Group normalisation in float32 with 32 groups, or the most that divide the channels."""
+    """Group normalisation in float32: up to 32 groups, of at least 4 channels where that divides.
+
+    A group of a single channel would erase what is constant over positions: the mean colour,
+    a vector latent.
+    """
+    groups = math.gcd(GROUPS, channels)
+    while groups > 1 and channels // groups < GROUP_CHANNELS:
+        groups //= 2
     return nnx.GroupNorm(
         channels,
-        num_groups=math.gcd(GROUPS, channels),
+        num_groups=groups,
         epsilon=EPS,
         use_scale=affine,
         use_bias=affine,

@@ -1,0 +1,72 @@
+"""Every variant builds, and every field of a config is read by something."""
+
+import jax
+import pytest
+
+from configs.efae import VARIANTS, get_config
+from efae_jax import data, evaluate, train
+from efae_jax.optim import make_schedule
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_fits(variant):
+    """Traces a training and an evaluation step at the variant's real sizes; compiles nothing."""
+    train.Run(get_config(variant), jax.devices()[:1])
+
+
+def test_an_unknown_variant_lists_the_known():
+    with pytest.raises(ValueError, match="quickstart, mnist, cifar10, folder256, rotation, smoke"):
+        get_config("imagenet")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_locked_config_refuses_new_fields(variant):
+    with pytest.raises((AttributeError, KeyError)):
+        get_config(variant).train.batchsize = 3
+
+
+class Spy:
+    """A config that notes which of its fields are read."""
+
+    def __init__(self, config, seen, path=""):
+        self.__dict__.update(_config=config, _seen=seen, _path=path)
+
+    def __getattr__(self, name):
+        value = getattr(self._config, name)
+        path = f"{self._path}{name}"
+        if hasattr(value, "to_json_best_effort"):
+            return Spy(value, self._seen, path + ".")
+        self._seen.add(path)
+        return value
+
+
+def leaves(config, path=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield path + name
+
+
+def test_every_field_is_read(tmp_path):
+    seen = set()
+    for kind in ("dit", "unet"):
+        config = get_config("smoke")
+        config.model.velocity.kind = kind
+        spy = Spy(config, seen)
+        run = train.Run(spy, jax.devices()[:1])
+        for split in ("train", "test"):
+            source = data.make_source(spy.data, split)
+        next(train.train_batches(spy, source, 0))
+        next(evaluate.held_out_batches(source, spy, 4))
+        evaluate.Evaluator(run.method.autoencoder, spy, run.mesh)
+        make_schedule(spy.optim, 3)
+    # Sources that need files on disk read these.
+    for field in ("path", "data_dir", "train_split", "test_split", "test_fraction"):
+        seen.add(f"data.{field}")
+    # The loop and the command read these.
+    loop = {"log.every", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.pictures"}
+    text = "".join(p.read_text() for p in (train.Path(train.__file__).parent).glob("*.py"))
+    for field in loop:
+        assert f"config.{field}" in text
+    assert set(leaves(get_config("smoke"))) - seen - loop == set()

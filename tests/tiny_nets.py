@@ -1,0 +1,113 @@
+"""Networks that compile in a second or two, with parameters of which none is zero."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from efae_jax.models.dit import DiT
+from efae_jax.models.encoder import ConvEncoder
+from efae_jax.models.functional import Net
+from efae_jax.models.unet import UNet
+
+LATENT = 4
+IMAGE = (2, 16, 24, 3)  # not square
+
+
+def dit(factor=8, **changes):
+    sizes = {"channels": 3, "width": 16, "depth": 1, "heads": 2, "patch": 4} | changes
+    return Net(lambda rngs: DiT(latent_channels=LATENT, factor=factor, rngs=rngs, **sizes))
+
+
+def unet(factor=8, **changes):
+    sizes = {"channels": 3, "widths": (8, 16), "blocks": 1, "stem": 2} | changes
+    return Net(lambda rngs: UNet(latent_channels=LATENT, factor=factor, rngs=rngs, **sizes))
+
+
+def encoder(**changes):
+    sizes = {"channels": 3, "widths": (8, 16), "blocks": 1, "stem": 4} | changes
+    return Net(lambda rngs: ConvEncoder(latent_channels=LATENT, rngs=rngs, **sizes))
+
+
+FIELDS = {"dit": dit, "unet": unet}
+
+
+def random_params(net, seed=0):
+    """Kernels of unit gain, scales around 1, biases around 0: nothing starts at zero.
+
+    The values depend on names and shapes only, so that variants of a net share them.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        values = rng.standard_normal(leaf.shape).astype(np.float32)
+        if path[-1].key == "kernel":
+            return values / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+        return np.float32(path[-1].key == "scale") + np.float32(0.2) * values
+
+    return jax.tree_util.tree_map_with_path(draw, net.abstract)
+
+
+def inputs(factor=8, seed=1):
+    """x_t, t and z for `IMAGE`; factor None gives vectors z."""
+    rng = np.random.default_rng(seed)
+    batch, height, width, _ = IMAGE
+    sides = () if factor is None else (height // factor, width // factor)
+    x = rng.standard_normal(IMAGE).astype(np.float32)
+    z = rng.standard_normal((batch, *sides, LATENT)).astype(np.float32)
+    return x, np.array([0.2, 0.7], np.float32), z
+
+
+@functools.cache
+def jitted(kind, factor=8):
+    """A velocity field of random parameters as a compiled function of (x, t, z)."""
+    net = FIELDS[kind](factor)
+    return functools.partial(jax.jit(net.__call__), random_params(net))
+
+
+def operations(jaxpr):
+    """Every equation of a program, those inside its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)
+
+
+def assert_remat_changes_nothing(make, *arguments, blocks):
+    """The same gradients, none of them zero, from a program that recomputes every block."""
+    params = random_params(make())
+    gradients = []
+    for remat in (False, True):
+        net = make(remat=remat)
+        loss = lambda p, net=net: (net(p, *arguments) ** 2).mean()  # noqa: E731
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        names = [e.primitive.name for e in operations(traced.jaxpr.jaxpr)]
+        assert sum(name.startswith("remat") for name in names) == blocks * remat
+        gradients.append(traced.lower().compile()(params))
+    plain, again = (jax.tree_util.tree_leaves_with_path(g) for g in gradients)
+    for (path, a), (_, b) in zip(plain, again, strict=True):
+        assert np.any(a), path
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max(), err_msg=str(path))
+
+
+def assert_bfloat16_computes(make, *arguments):
+    """Products in bfloat16, norms and softmax in float32, float32 in and out, and near float32."""
+    half = make(dtype=jax.numpy.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.abstract)} == {"float32"}
+    params = random_params(half)
+    types = {}
+    for equation in operations(jax.make_jaxpr(half.__call__)(params, *arguments).jaxpr):
+        kinds = types.setdefault(equation.primitive.name, set())
+        kinds.update(v.aval.dtype.name for v in equation.invars)
+    for name in {"dot_general", "conv_general_dilated"} & set(types):
+        assert types[name] == {"bfloat16"}, name
+    for name in {"exp", "rsqrt", "cos"} & set(types):
+        assert types[name] == {"float32"}, name
+    got = jax.jit(half.__call__)(params, *arguments)
+    exact = np.asarray(jax.jit(make().__call__)(params, *arguments))
+    assert got.dtype == np.float32
+    assert 0 < np.std(got - exact) < 0.03 * np.std(exact)
