@@ -39,7 +39,6 @@ def get_config() -> ConfigDict:
     c.train.remat = False  # recompute activations in the backward pass
 
     c.optim = ConfigDict()
-    c.optim.name = "adamw"  # adamw or muon
     c.optim.lr = 1e-3
     c.optim.b1 = 0.9
     c.optim.b2 = 0.99

@@ -39,27 +39,17 @@ def make_schedule(config: Any, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by global norm (clip > 0), then the named optimiser.
+    """Gradient clipping by global norm (clip > 0), then AdamW.
 
-    "adamw" is Adam with decoupled weight decay (with weight_decay=0, Adam). "muon"
-    orthogonalises the momentum of matrices and uses AdamW (with Nesterov's momentum) for
-    everything else.
+    With weight_decay = 0 it is Adam.
+
+    Args:
+      config: `config.optim`.
+      steps: of the whole run.
     """
-    schedule = make_schedule(config, steps)
-    if config.name == "adamw":
-        optimizer = optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay
-        )
-    elif config.name == "muon":
-        optimizer = optax.contrib.muon(
-            schedule,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            weight_decay=config.weight_decay,
-            adam_weight_decay=config.weight_decay,
-        )
-    else:
-        raise UserError(f"config.optim.name={config.name!r} is not one of adamw, muon")
+    optimizer = optax.adamw(
+        make_schedule(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay
+    )
     if config.clip > 0:
         return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
     return optimizer

@@ -257,7 +257,6 @@ def test_nothing_waits_for_the_step_just_started(tmp_path, monkeypatch):
         ({"flow__time": "cosine"}, "uniform, logit_normal"),
         ({"dtype": "float8"}, "auto, float32, bfloat16"),
         ({"group__learned": "householder"}, "cayley"),
-        ({"optim__name": "sgd"}, "adamw, muon"),
         ({"optim__schedule": "step"}, "constant, cosine, linear"),
         ({"latent__noise": "pink"}, "additive"),
     ],

@@ -38,7 +38,8 @@ class EFAE:
             )
         if config.latent.noise not in NOISE_KINDS:
             raise UserError(
-                f"config.latent.noise={config.latent.noise!r} is not one of {', '.join(NOISE_KINDS)}"
+                f"config.latent.noise={config.latent.noise!r} is not one of "
+                f"{', '.join(NOISE_KINDS)}"
             )
 
     def init(self, key: PRNGKeyArray) -> dict[str, Params]:

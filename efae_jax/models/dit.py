@@ -53,15 +53,15 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BLD: Array, angles_LF: Array) -> Array:
-        b, l, _ = x_BLD.shape
+        batch, length, _ = x_BLD.shape
         # Tokens in one axis: XLA's CPU code for a layer on [N, D] is up to 2.5 times faster
         # than on [B, L, D], and accelerators do not mind.
         qkv_ND = self.qkv(rearrange(x_BLD, "b l d -> (b l) d"))
-        q, k, v = rearrange(qkv_ND, "(b l) (n h d) -> n b l h d", b=b, n=3, h=self.heads)
+        q, k, v = rearrange(qkv_ND, "(b l) (n h d) -> n b l h d", b=batch, n=3, h=self.heads)
         q, k = rotate(self.q_norm(q), angles_LF), rotate(self.k_norm(k), angles_LF)
         y_BLHD = jax.nn.dot_product_attention(q, k, v)
         y_ND = self.out(rearrange(y_BLHD, "b l h d -> (b l) (h d)"))
-        return rearrange(y_ND, "(b l) d -> b l d", l=l)
+        return rearrange(y_ND, "(b l) d -> b l d", l=length)
 
 
 class Block(nnx.Module):

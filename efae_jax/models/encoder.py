@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -66,7 +67,7 @@ class ConvEncoder(nnx.Module):
         self.down = nnx.List(
             [
                 nnx.Conv(a, b, (3, 3), strides=2, dtype=dtype, rngs=rngs)
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
+                for a, b in itertools.pairwise(widths)
             ]
         )
         self.levels = nnx.List(
