@@ -137,6 +137,7 @@ def _folder256(c: ConfigDict) -> None:
     c.group.representation = "12*trivial + 2*sign_h + 2*sign_v"
     c.train.batch_size = 256
     c.train.steps = 200_000
+    c.train.accumulate = 4
     c.train.remat = True
     c.optim.lr = 3e-4
     c.optim.warmup = 2_000

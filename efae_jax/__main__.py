@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("evaluate", help="figures and pictures of a trained model")
     c.add_argument("workdir", type=Path)
+    c.add_argument("--step", type=int, help="of the checkpoint; the newest unless given")
     c.set_defaults(run=_evaluate)
 
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
@@ -58,7 +59,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from efae_jax.api import read_config
     from efae_jax.evaluate import evaluate_workdir
 
-    evaluate_workdir(args.workdir, read_config(args.workdir))
+    evaluate_workdir(args.workdir, read_config(args.workdir), step=args.step)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -52,9 +52,13 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: dict[str, Any], examples: int, config: dict) -> None:
         """Starts writing a checkpoint; a step that is there already stays as it is."""
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
@@ -66,12 +70,15 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """The newest checkpoint, laid out as `abstract_state` says, on any number of devices.
+    def restore(
+        self, abstract_state: dict[str, Any], step: int | None = None
+    ) -> tuple[dict[str, Any], int]:
+        """A checkpoint, laid out as `abstract_state` says, on any number of devices.
 
         Args:
           abstract_state: `jax.ShapeDtypeStruct`s with shardings; a subset of the state's
             entries restores only those.
+          step: which; the newest unless given.
 
         Returns:
           the state, and the number of examples consumed.
@@ -79,7 +86,8 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint holds less than is wanted.
         """
-        folder = self._manager.directory / str(self.latest())
+        step = self.latest() if step is None else step
+        folder = self._manager.directory / str(step)
         if missing := [name for name in abstract_state if not (folder / name).exists()]:
             raise UserError(
                 f"{self._manager.directory} holds a model without {', '.join(missing)}, so "
@@ -88,7 +96,7 @@ class Checkpoints:
         wanted = _items(abstract_state)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(
-            self.latest(), args=ocp.args.Composite(**items, data=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(**items, data=ocp.args.JsonRestore())
         )
         state = {name: restored[name] for name in wanted}
         if "step" in state:

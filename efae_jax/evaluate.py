@@ -156,20 +156,23 @@ def check_evaluation(model: Autoencoder, params: Any, config: Any, mesh: Mesh) -
     )
 
 
-def evaluate_workdir(workdir: Path, config: Any, devices: Any = None) -> dict[str, Any]:
-    """Evaluates the newest checkpoint's averaged weights into `workdir/eval`.
+def evaluate_workdir(
+    workdir: Path, config: Any, devices: Any = None, step: int | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint's averaged weights into `workdir/eval`.
 
     Args:
       workdir: of a training run.
       config: the run's; only fields that may change on resume may differ.
       devices: all of them unless told otherwise.
+      step: of the checkpoint; the newest unless given.
 
     Raises:
-      UserError: when there is no checkpoint, or the config is another run's.
+      UserError: when there is no such checkpoint, or the config is another run's.
     """
     check_config(workdir, json.loads(config.to_json_best_effort()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    restored = restore(workdir, config, mesh)
+    restored = restore(workdir, config, mesh, step)
     check_evaluation(restored.model, restored.params, config, mesh)
     out = workdir / "eval"
     record = evaluate(restored.model, restored.params, config, mesh, out, restored.step)

@@ -98,12 +98,12 @@ def _equivariance(
     figure, axes = plt.subplots(
         count,
         3 * order,
-        figsize=(cell * sum(ratios), cell * aspect * count + 0.85),
+        figsize=(cell * sum(ratios), cell * aspect * count + 0.7),
         gridspec_kw={"width_ratios": ratios, "wspace": 0.05, "hspace": 0.06},
         squeeze=False,
     )
-    figure.subplots_adjust(left=0.01, right=0.995, bottom=0.01, top=1 - 0.85 / (
-        cell * aspect * count + 0.85))  # fmt: skip
+    figure.subplots_adjust(left=0.01, right=0.995, bottom=0.01, top=1 - 0.7 / (
+        cell * aspect * count + 0.7))  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
     for i, g in enumerate(elements):

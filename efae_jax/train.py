@@ -49,7 +49,7 @@ class Run:
     def __init__(self, config: Any, devices: Any = None):
         self.config = config
         self.mesh: Mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-        self._check_batch()
+        self._check_numbers()
         try:
             self.method: Method = make_method(config)
             self.optimizers = {
@@ -88,8 +88,16 @@ class Run:
         init = jax.jit(self._init, out_shardings=self.state_shardings)
         return init(jax.random.key(self.config.seed))
 
-    def _check_batch(self) -> None:
-        train, devices = self.config.train, self.mesh.size
+    def _check_numbers(self) -> None:
+        config, train, devices = self.config, self.config.train, self.mesh.size
+        for name, value in (
+            ("train.steps", train.steps),
+            ("log.every", config.log.every),
+            ("checkpoint.every", config.checkpoint.every),
+            ("checkpoint.keep", config.checkpoint.keep),
+        ):
+            if value < 1:
+                raise UserError(f"config.{name}={value} must be at least 1")
         parts = devices * train.accumulate
         if train.accumulate < 1 or train.batch_size < 1 or train.batch_size % parts:
             raise UserError(

@@ -300,21 +300,34 @@ def test_an_empty_source_is_refused():
         train_batches(Numbers(0), RANDOM, batch_size=1, seed=0)
 
 
-def test_threads_end_with_the_iterator():
-    def readers():
-        return [t for t in threading.enumerate() if "grain" in t.name]
+def reading_threads():
+    return [thread for thread in threading.enumerate() if "grain" in thread.name]
 
-    before = len(readers())
+
+def wait_for_threads(number):
+    deadline = time.monotonic() + 10
+    while len(reading_threads()) > number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(reading_threads()) <= number
+
+
+def test_threads_end_with_the_iterator():
+    before = len(reading_threads())
     closed = train_batches(Numbers(9), RANDOM, batch_size=4, seed=0, num_threads=3)
     dropped = train_batches(Numbers(9), RANDOM, batch_size=4, seed=0, num_threads=3)
     next(closed), next(dropped)
-    assert len(readers()) > before
+    assert len(reading_threads()) > before
     closed.close()
     del dropped
-    for _ in range(100):
-        if len(readers()) <= before:
-            break
-        time.sleep(0.1)
-    assert len(readers()) <= before
+    wait_for_threads(before)
     with pytest.raises(StopIteration):
         next(closed)
+
+
+def test_threads_end_with_an_error_even_while_it_is_looked_at():
+    before = len(reading_threads())
+    reader = train_batches(Numbers(9, broken=(3,)), RANDOM, batch_size=9, seed=0, num_threads=3)
+    with pytest.raises(UserError) as error:
+        next(reader)
+    wait_for_threads(before)
+    assert error.value.__traceback__ is not None

@@ -71,6 +71,7 @@ def test_samples_of_several_shards(tmp_path):
     one = sample(0, cls="4", txt="a dog") + sample(1, json=json.dumps({"label": 7, "url": "x"}))
     write_tar(tmp_path / "00000.tar", one)
     two = [("sub/x.v1.JPG", encoded(picture(2), "JPEG")), ("sub/x.json", b'{"cls": 2}')]
+    two += [("sub/x.second.png", encoded(picture(9, 5, 5)))]  # of several images, the first
     two += [("lonely.txt", b"no image"), *sample(3, json="{}"), *sample(4)]
     write_tar(tmp_path / "00001.tar", two)
     source = pickle.loads(pickle.dumps(shards(tmp_path / "{00000..00005}.tar")))
@@ -78,6 +79,7 @@ def test_samples_of_several_shards(tmp_path):
     assert [source[i]["label"] for i in range(5)] == [4, 7, 2, 0, 0]
     for index in (4, 1, 3, 0):
         np.testing.assert_array_equal(pixels(source[index]), picture(index))
+    assert pixels(source[2]).shape == (10, 12, 3)
     assert source.key(2) == "00001.tar/sub/x"
     assert source.name(0) == f"{tmp_path}/00000.tar/00000"
 
@@ -105,15 +107,20 @@ def test_splits(tmp_path):
     assert len(keys[0] | keys[1]) == 40
 
 
-@pytest.mark.parametrize("cut", ["member", "header", "garbage"])
+@pytest.mark.parametrize("cut", ["member", "header", "garbage", "flipped bit"])
 def test_a_damaged_shard_is_named_and_used_so_far(tmp_path, caplog, cut):
     write_tar(tmp_path / "good.tar", sample(3))
     write_tar(tmp_path / "torn.tar", sample(0) + sample(1) + sample(2))
     data = (tmp_path / "torn.tar").read_bytes()
     member = 512 + -(-len(encoded(picture(0))) // 512) * 512
-    end = {"member": 2 * member + 600, "header": 2 * member + 100, "garbage": 2 * member}[cut]
-    tail = b"garbage" * 300 if cut == "garbage" else b""
-    (tmp_path / "torn.tar").write_bytes(data[:end] + tail)
+    third = 2 * member
+    damaged = {
+        "member": data[: third + 600],
+        "header": data[: third + 100],
+        "garbage": data[:third] + b"garbage" * 300,
+        "flipped bit": data[:third] + bytes([data[third] ^ 1]) + data[third + 1 :],
+    }
+    (tmp_path / "torn.tar").write_bytes(damaged[cut])
     with caplog.at_level(logging.WARNING):
         source = shards(tmp_path / "*.tar", max_bad=1)
     assert len(source) == 3

@@ -165,6 +165,23 @@ def test_load_gives_the_averaged_weights_as_an_object(trained):
     assert wide.shape == (1, 8, 16, 3)
 
 
+def test_likelihood_of_images(trained):
+    """The exact trace and the mean of many probes agree; one value per image."""
+    model = efae_jax.load(trained[0])
+    x = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8)
+    exact = model.bits_per_dimension(x, jax.random.key(0), steps=4, probes=None)
+    assert exact.shape == (2,)
+    assert np.all((exact > 1) & (exact < 20))
+    estimate = model.bits_per_dimension(x, jax.random.key(0), steps=4, probes=64)
+    np.testing.assert_allclose(estimate, exact, atol=0.05)
+
+
+def test_older_checkpoints_can_be_named(trained):
+    assert efae_jax.load(trained[0], step=3).step == 3
+    with pytest.raises(UserError, match="no checkpoint of step 2; there are 3"):
+        efae_jax.load(trained[0], step=2)
+
+
 def test_mistakes_with_a_loaded_model_say_what_is_allowed(trained, tmp_path):
     model = efae_jax.load(trained[0])
     with pytest.raises(ValueError, match="e, h, v, r180"):

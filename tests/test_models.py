@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from tiny_nets import (
     assert_bfloat16_computes,
     assert_remat_changes_nothing,
     dit,
+    fresh,
     inputs,
     jitted,
     random_params,
@@ -46,12 +49,10 @@ def test_preconditioning_is_the_least_squares_optimum(std, t):
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-@pytest.mark.parametrize("std", [0.5, 0.8])
-def test_new_fields_predict_the_linear_part_alone(kind, std):
-    net = FIELDS[kind](data_std=std)
+def test_new_fields_predict_the_linear_part_alone(kind):
     x, t, z = inputs()
-    v = jax.jit(lambda key: net(net.init(key), x, t, z))(jax.random.key(0))
-    np.testing.assert_allclose(v, precondition(0 * x, x, t, std), rtol=1e-6, atol=1e-6)
+    v = fresh(FIELDS[kind](data_std=0.8), x, t, z)
+    np.testing.assert_allclose(v, precondition(0 * x, x, t, 0.8), rtol=1e-6, atol=1e-6)
 
 
 def network_part(kind, factor, x, t, z):
@@ -126,24 +127,21 @@ def test_a_transformer_without_blocks_is_local_in_image_and_latent():
         np.testing.assert_array_equal(moved, cells((1, 2), factor, 1, IMAGE[1:3]))
 
 
-@pytest.mark.parametrize("factor", [8, None])
-def test_unet_lays_the_latent_over_every_level(factor):
-    net = unet(factor)
+def test_unet_lays_the_latent_over_every_level():
+    net = unet()
     latents = jax.jit(lambda p, z: net(p, z, 16, 24, method="_latents"))
-    params, (_, _, z) = random_params(net), inputs(factor)
+    params, (_, _, z) = random_params(net), inputs()
     before = latents(params, z)
     assert {rows: level.shape for rows, level in before.items()} == {
         8: (2, 8, 12, 8),
         4: (2, 4, 6, 8),
     }
     other = z.copy()
-    other[:, 1, 2] += 1 if factor else 0
-    other[:, 1] += 0 if factor else 1
+    other[:, 1, 2] += 1
     after = latents(params, other)
     for rows, level in before.items():
         moved = np.abs(after[rows] - level).max(axis=(0, 3)) > 0
-        expected = cells((1, 2), factor, 16 // rows, (16, 24)) if factor else np.ones_like(moved)
-        np.testing.assert_array_equal(moved, expected)
+        np.testing.assert_array_equal(moved, cells((1, 2), 8, 16 // rows, (16, 24)))
 
 
 # ---- transformer
@@ -182,13 +180,11 @@ def test_new_blocks_are_the_identity():
     x_BLD, c_BD = (np.random.default_rng(0).standard_normal(s) for s in ((2, 6, 16), (2, 16)))
     x_BLD, c_BD = x_BLD.astype(np.float32), c_BD.astype(np.float32)
     block = Net(lambda rngs: Block(16, 2, rngs=rngs, **F32))
-    run = jax.jit(lambda key: block(block.init(key), x_BLD, c_BD, rotary_angles(2, 3, 8)))
-    np.testing.assert_array_equal(run(jax.random.key(0)), x_BLD)
+    np.testing.assert_array_equal(fresh(block, x_BLD, c_BD, rotary_angles(2, 3, 8)), x_BLD)
 
     conditioned = Net(lambda rngs: ConditionedBlock(16, 16, 3, 16, rngs=rngs, **F32))
     x = x_BLD.reshape(2, 2, 3, 16)
-    run = jax.jit(lambda key: conditioned(conditioned.init(key), x, x[..., :3], c_BD))
-    np.testing.assert_array_equal(run(jax.random.key(0)), x)
+    np.testing.assert_array_equal(fresh(conditioned, x, x[..., :3], c_BD), x)
 
 
 def test_time_features_are_cosines_then_sines_of_a_thousand_t():
@@ -213,13 +209,13 @@ def test_bfloat16_fields(kind):
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-@pytest.mark.parametrize("factor", [2, 4, 8, 16, None])
-@pytest.mark.parametrize("size", [(16, 16), (32, 16), (16, 48)])
-def test_any_side_that_fits_gives_a_velocity_of_its_shape(kind, factor, size):
+@pytest.mark.parametrize("factor", [4, 16, None])
+def test_any_side_that_fits_gives_a_velocity_of_its_shape(kind, factor):
     net = FIELDS[kind](factor)
-    sides = [side // factor for side in size] if factor else []
-    x, t, z = (jnp.zeros(shape) for shape in ((1, *size, 3), (1,), (1, *sides, 4)))
-    assert jax.eval_shape(net, net.abstract, x, t, z).shape == x.shape
+    for size in ((16, 16), (32, 16), (16, 48)):
+        sides = [side // factor for side in size] if factor else []
+        x, t, z = (jnp.zeros(shape) for shape in ((1, *size, 3), (1,), (1, *sides, 4)))
+        assert jax.eval_shape(net, net.abstract, x, t, z).shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -241,14 +237,13 @@ def test_sizes_that_do_not_fit_are_named(kind, changes, size, latent, message):
         x, t, z = (jnp.zeros(shape) for shape in ((1, *size, 3), (1,), (1, *latent, 4)))
         jax.eval_shape(net, net.abstract, x, t, z)
 
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - matched without JAX's notes
         build_and_call()
+    assert re.search(message, str(error.value))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(128, 32), (64, 16), (192, 32), (24, 4), (8, 2), (3, 1)]
-)
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (64, 16), (24, 4), (6, 1)])
 def test_group_norm_has_up_to_32_groups_of_at_least_four_channels(channels, groups):
     net = Net(lambda rngs: group_norm(channels, affine=False, rngs=rngs))
     x = np.random.default_rng(0).standard_normal((1, 5, 3, channels)).astype(np.float32)

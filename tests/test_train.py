@@ -251,6 +251,7 @@ def test_nothing_waits_for_the_step_just_started(tmp_path, monkeypatch):
         ({"data__size": (10, 8)}, "multiples of 4"),
         ({"model__velocity__patch": 3}, "one must divide the other"),
         ({"model__velocity__kind": "gan"}, "dit, unet, original"),
+        ({"log__every": 0}, "config.log.every=0 must be at least 1"),
         ({"method": "vae"}, "config.method='vae' is not one of"),
         ({"eval__solver": "rk45"}, "euler, midpoint, heun"),
         ({"eval__batch_size": 7}, "config.eval.batch_size=7"),

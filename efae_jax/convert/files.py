@@ -10,9 +10,7 @@ import contextlib
 import json
 import math
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,14 +48,22 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if start[8:9] == b"{":
-        return _read_safetensors(path)
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        return _read_npz(path)
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        kind, read = "safetensors", _read_safetensors
+    elif start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        kind, read = "npz", _read_npz
+    elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
         raise _pickle_error(path)
-    raise UserError(
-        f"{path} ({path.stat().st_size} bytes) is neither a safetensors nor an npz file"
-    )
+    else:
+        size = path.stat().st_size
+        raise UserError(f"{path} ({size} bytes) is neither a safetensors nor an npz file")
+    try:
+        return read(path)
+    except UserError:
+        raise
+    # Damaged bytes make the parsers of zip, npy and safetensors raise a dozen kinds of errors.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is a truncated or damaged {kind} file: {reason}") from error
 
 
 def description_path(path: str | Path) -> Path:
@@ -127,44 +133,25 @@ def _atomic(path: Path) -> Iterator[Path]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # AttributeError, TypeError: element types that NumPy has no name for.
-    except (safetensors.SafetensorError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is a truncated, damaged or unusual safetensors file: {error}"
-        ) from (error)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.filename.endswith("data.pkl") for member in members):
-                raise _pickle_error(path)
-            unpacked, packed = sum(m.file_size for m in members), path.stat().st_size
-            if unpacked > _ZIP_FREE + _ZIP_RATIO * packed:
-                raise UserError(f"{path} would unpack {packed} bytes to {unpacked}: refused")
-            names = [member.filename.removesuffix(".npy") for member in members]
-            if len(set(names)) < len(names):
-                raise UserError(f"{path} holds two arrays of the same name")
-            tensors = {
-                name: _read_npy(archive, member, path)
-                for name, member in zip(names, members, strict=True)
-            }
-    # What zipfile and NumPy's header parser raise on damaged input.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        OSError,
-        OverflowError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise UserError(f"{path} is a truncated or damaged npz file: {error}") from error
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.filename.endswith("data.pkl") for member in members):
+            raise _pickle_error(path)
+        unpacked, packed = sum(m.file_size for m in members), path.stat().st_size
+        if unpacked > _ZIP_FREE + _ZIP_RATIO * packed:
+            raise UserError(f"{path} would unpack {packed} bytes to {unpacked}: refused")
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path} holds two arrays of the same name")
+        tensors = {
+            name: _read_npy(archive, member, path)
+            for name, member in zip(names, members, strict=True)
+        }
     if any(name.startswith(_NPZ_PREFIX) for name in tensors):
         return {
             name.removeprefix(_NPZ_PREFIX): tensor

@@ -22,6 +22,7 @@ KINDS = tuple(GLYPHS)
 GROUNDS = ("gradient", "stripes", "checks", "waves", "hill", "disc", "dots")
 TEST_OFFSET = 1 << 40  # held-out images use the indices from here on
 Colour = tuple[int, int, int]
+Pen = ImageDraw.ImageDraw
 
 # One array of points per glyph, so that one product poses the whole glyph.
 _POINTS = {kind: np.concatenate([p for _, p in parts]) for kind, parts in GLYPHS.items()}
@@ -138,11 +139,11 @@ def _gradient(f: Factors, width: int, height: int) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BILINEAR, box=(0.5, 0.5, 1.5, 1.5))
 
 
-def _no_pattern(pen, f, width, height, side):
+def _no_pattern(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     pass
 
 
-def _stripes(pen, f, width, height, side):
+def _stripes(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     angle = pi * (0.12 + 0.26 * f.pattern[1]) * (1 if f.pattern[2] < 0.5 else -1)
     period = side * (0.3 + 0.2 * f.pattern[3])
     dx, dy = cos(angle), sin(angle)
@@ -163,7 +164,7 @@ def _stripes(pen, f, width, height, side):
         )  # fmt: skip
 
 
-def _checks(pen, f, width, height, side):
+def _checks(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     cell = side / (3 + int(2 * f.pattern[1]))
     x0, y0 = -cell * f.pattern[2], -cell * f.pattern[3]
     for row in range(int(height / cell) + 2):
@@ -172,7 +173,7 @@ def _checks(pen, f, width, height, side):
             pen.rectangle((x, y, x + cell, y + cell), fill=f.ground_colours[2])
 
 
-def _waves(pen, f, width, height, side):
+def _waves(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     period, swell = side * (0.34 + 0.12 * f.pattern[1]), side * 0.06
     x = np.linspace(0, width, 17)
     wave = swell * np.sin(2 * pi * (x / (side * (0.7 + 0.4 * f.pattern[2])) + f.pattern[3]))
@@ -184,20 +185,20 @@ def _waves(pen, f, width, height, side):
         y += period
 
 
-def _hill(pen, f, width, height, side):
+def _hill(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     x = np.linspace(0, 1, 17)
     top = 0.62 + 0.12 * f.pattern[1] + 0.1 * np.sin(2 * pi * (0.7 * x + f.pattern[2]))
     points = np.stack([x * width, top * height], 1).ravel().tolist()
     pen.polygon([*points, width, height, 0, height], fill=f.ground_colours[2])
 
 
-def _disc(pen, f, width, height, side):
+def _disc(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     x, y = width * (0.25 + 0.5 * f.pattern[1]), height * (0.25 + 0.5 * f.pattern[2])
     r = side * (0.34 + 0.14 * f.pattern[3])
     pen.ellipse((x - r, y - r, x + r, y + r), fill=f.ground_colours[2])
 
 
-def _dots(pen, f, width, height, side):
+def _dots(pen: Pen, f: Factors, width: int, height: int, side: int) -> None:
     cell, r = side / 3, side * (0.075 + 0.03 * f.pattern[3])
     for row in range(-1, int(height / cell) + 2):
         for column in range(-1, int(width / cell) + 2):

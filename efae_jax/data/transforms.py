@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from efae_jax.errors import UserError
@@ -63,7 +64,9 @@ class Transform:
         if self.max_pixels < 1:
             raise UserError(f"data.max_pixels: {self.max_pixels}; it must be at least 1")
 
-    def __call__(self, image: bytes | np.ndarray | Image.Image, random: Random) -> np.ndarray:
+    def __call__(
+        self, image: bytes | np.ndarray | Image.Image, random: Random
+    ) -> UInt8[np.ndarray, "H W C"]:
         """The uint8 image [H, W, C]; all that is random comes from `random`.
 
         Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
