@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c.data.num_threads = 8  # that read and decode; 0: none
     c.data.num_workers = 0  # processes instead of threads
     c.data.max_bad = 100  # unreadable images after which the run stops
-    c.data.max_pixels = 100_000_000  # larger images count as unreadable
+    c.data.max_pixels = 80_000_000  # larger images count as unreadable
 
     c.train = ConfigDict()
     c.train.batch_size = 64

@@ -282,6 +282,13 @@ def test_files_are_recognised_by_content(kind, suffix, tmp_path):
         assert read[name].dtype == value.dtype
 
 
+def test_arrays_are_written_by_value_however_they_lie_in_memory(state_dict, tmp_path):
+    files.write_model(tmp_path / "small.safetensors", small(), {})
+    read = files.read_state_dict(tmp_path / "small.safetensors")
+    assert_same_bytes(read, small())
+    assert all(tensor.flags.c_contiguous for tensor in state_dict.values())
+
+
 def test_strangers_among_prefixed_names_are_kept_to_be_reported(tmp_path):
     np.savez(tmp_path / "x.npz", **{"sd/a": np.zeros(1), "b": np.zeros(1), "in/c": np.zeros(1)})
     assert files.read_state_dict(tmp_path / "x.npz").keys() == {"a", "b"}

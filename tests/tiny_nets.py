@@ -19,16 +19,19 @@ LATENT = 4
 IMAGE = (2, 16, 24, 3)  # not square
 
 
+@functools.cache
 def dit(factor=8, **changes):
     sizes = {"channels": 3, "width": 16, "depth": 1, "heads": 2, "patch": 4} | changes
     return Net(lambda rngs: DiT(latent_channels=LATENT, factor=factor, rngs=rngs, **sizes))
 
 
+@functools.cache
 def unet(factor=8, **changes):
     sizes = {"channels": 3, "widths": (8, 16), "blocks": 1, "stem": 2} | changes
     return Net(lambda rngs: UNet(latent_channels=LATENT, factor=factor, rngs=rngs, **sizes))
 
 
+@functools.cache
 def encoder(**changes):
     sizes = {"channels": 3, "widths": (8, 16), "blocks": 1, "stem": 4} | changes
     return Net(lambda rngs: ConvEncoder(latent_channels=LATENT, rngs=rngs, **sizes))

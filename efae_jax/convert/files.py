@@ -107,7 +107,7 @@ def write_model(
         raise UserError(f"cannot write {path}: the name must end in .safetensors")
     # The writer takes each array's memory as it lies.
     weights = safetensors.numpy.save(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
         metadata={"format": "pt"},
     )
     text = json.dumps(description, indent=2) + "\n"

@@ -101,10 +101,13 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 def to_theirs(table: Table, params: Mapping[str, Any]) -> StateDict:
     """Renames and transposes a parameter tree that has exactly the table's paths.
 
-    Values keep their type and bits.
+    Values keep their type and bits; arrays are contiguous, as the writer of safetensors needs them.
     """
     flat = flatten(params)
-    return {e.theirs: e.layout.to_torch(np.asarray(flat[e.ours])) for e in table}
+    # Not ascontiguousarray, which gives scalars an axis.
+    return {
+        e.theirs: np.asarray(e.layout.to_torch(np.asarray(flat[e.ours])), order="C") for e in table
+    }
 
 
 def to_ours(table: Table, tensors: Mapping[str, np.ndarray]) -> Params:
