@@ -79,7 +79,11 @@ def _efae(c: ConfigDict) -> None:
 
 
 def _quickstart(c: ConfigDict) -> None:
-    c.train.steps = 1_500
+    c.model.encoder.blocks = 1
+    c.model.velocity.depth = 3
+    c.train.steps = 2_000
+    c.optim.lr = 2e-3
+    c.optim.schedule = "linear"
     c.log.every = 25
     c.checkpoint.every = 500
     c.data.num_train = 100_000

@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from efae_jax.api import read_config
+    from efae_jax.api import config_of
     from efae_jax.evaluate import evaluate_workdir
 
-    evaluate_workdir(args.workdir, read_config(args.workdir), step=args.step)
+    evaluate_workdir(args.workdir, config_of(args.workdir), step=args.step)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from efae_jax import sampling
-from efae_jax.checkpoint import FOLDER, Checkpoints
+from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
 from efae_jax.errors import UserError
 from efae_jax.methods import make_method
 from efae_jax.methods.base import Autoencoder, to_float
@@ -216,21 +215,16 @@ def load(workdir: str | os.PathLike[str], step: int | None = None) -> Model:
     Raises:
       UserError: when no model is there.
     """
-    return Model(restore(Path(workdir), read_config(workdir), make_mesh(), step))
+    return Model(restore(Path(workdir), config_of(workdir), make_mesh(), step))
 
 
-def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
-    """The config that a work directory was made with.
+def config_of(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """The config that a work directory was made with, for the devices of this machine.
 
     Raises:
       UserError: when it holds none.
     """
-    path = Path(workdir) / "config.json"
-    try:
-        return ConfigDict(json.loads(path.read_text()))
-    except OSError as error:
-        raise UserError(
-            f"{workdir} holds no config.json; give a training run's work directory"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    config = ConfigDict(read_config(Path(workdir)))
+    if "mesh" in config:
+        config.mesh.data, config.mesh.fsdp = -1, 1
+    return config

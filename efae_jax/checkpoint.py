@@ -137,6 +137,23 @@ def save_model(workdir: Path, params: Any, config: dict) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_config(workdir: Path) -> dict:
+    """The config that a work directory was made with, as JSON.
+
+    Raises:
+      UserError: when it holds none.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{workdir} holds no config.json; give a training run's work directory"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
 def write_config(workdir: Path, config: dict) -> None:
     """Writes `config.json`, whole or not at all."""
     temporary = workdir / "config.json.tmp"
@@ -167,12 +184,11 @@ def check_config(workdir: Path, config: dict) -> None:
     Raises:
       UserError: naming every field that differs and may not (`MAY_CHANGE`).
     """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
+    if not (Path(workdir) / "config.json").exists():
         return
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"
-        for name, old, new in differences(json.loads(path.read_text()), config)
+        for name, old, new in differences(read_config(workdir), config)
         if not name.startswith(MAY_CHANGE)
     ]
     if changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,9 +39,8 @@ class MetricWriter:
         if not self._active:
             return
         path = Path(workdir) / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            kept = [x for x in path.read_text().splitlines() if json.loads(x)["step"] <= from_step]
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= from_step]
         path.write_text("".join(line + "\n" for line in kept))
         self._lines = path.open("a", buffering=1)
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
@@ -58,6 +58,13 @@ class MetricWriter:
         if self._active:
             self._lines.close()
             self._board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # a line that a killed run left half-written
+        return math.inf
 
 
 class TrainProgress:

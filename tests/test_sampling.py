@@ -217,7 +217,6 @@ def test_hutchinson_likelihood():
     turn = lambda x, r: (x.reshape(-1, 6) @ r).reshape(x.shape)  # noqa: E731
     turned = lambda x, t_B: turn(gaussian(turn(x, rotation), t_B), rotation.T)  # noqa: E731
     points = turn(POINTS, rotation.T)
-    np.testing.assert_allclose(likelihood(turned, points, steps=32), LOG_P, atol=1e-2)
     few = likelihood(turned, points, steps=32, key=key)
     many = likelihood(turned, points, steps=32, key=key, probes=400)
     assert np.abs(few - LOG_P).max() > 0.5
