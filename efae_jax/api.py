@@ -95,11 +95,11 @@ class Model:
             )
         return self._encode(self.params, to_float(x) if x.dtype == jnp.uint8 else x)
 
-    def act(self, g: str | Int[Array, B], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """rho(g) z, for one element by name ("h") or an index per example."""
         return self._act(self.params, self._indices(g, z.shape[0]), z)
 
-    def act_image(self, g: str | Int[Array, B], x: Array) -> Array:
+    def act_image(self, g: str | Int[Array, " B"], x: Array) -> Array:
         """g x, for images of any dtype."""
         return self._model.act_image(self._indices(g, x.shape[0]), jnp.asarray(x))
 
@@ -136,7 +136,7 @@ class Model:
         steps: int = 50,
         *,
         probes: int | None = 1,
-    ) -> Float[Array, B]:
+    ) -> Float[Array, " B"]:
         """-log2 p(x | E(x)) per dimension of 8-bit images, one value per image.
 
         The images are dequantised uniformly, and the flow is followed from the image to

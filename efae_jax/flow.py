@@ -20,13 +20,13 @@ Velocity = Callable[[Float[Array, "B ..."], Float[Array, "B"]], Float[Array, "B 
 TIME_DENSITIES = ("uniform", "logit_normal")
 
 
-def expand(t_B: Float[Array, B], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+def expand(t_B: Float[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """Appends axes of length one to t until it broadcasts against `like`."""
     return t_B.reshape(t_B.shape + (1,) * (like.ndim - t_B.ndim))
 
 
 def path(
-    x: Float[Array, "B ..."], noise: Float[Array, "B ..."], t_B: Float[Array, B]
+    x: Float[Array, "B ..."], noise: Float[Array, "B ..."], t_B: Float[Array, " B"]
 ) -> Float[Array, "B ..."]:
     """x_t = (1 - t) x + t e."""
     t = expand(t_B, x)
@@ -65,8 +65,8 @@ def matching_loss(
     velocity: Velocity,
     x: Float[Array, "B ..."],
     noise: Float[Array, "B ..."],
-    t_B: Float[Array, B],
-) -> Float[Array, B]:
+    t_B: Float[Array, " B"],
+) -> Float[Array, " B"]:
     """Conditional flow matching, per example: mean over elements of (v(x_t, t) - (e - x))^2.
 
     Up to a constant and a weight that depends on t, a bound on -log p(x).

@@ -104,7 +104,7 @@ def sample(
     return integrate(_per_example(velocity), noise, times, solver, trajectory)
 
 
-def divergence_exact(velocity: Velocity, x: Array, t_B: Array) -> Float[Array, B]:
+def divergence_exact(velocity: Velocity, x: Array, t_B: Array) -> Float[Array, " B"]:
     """Trace of dv/dx per example, one Jacobian-vector product for each of the D elements."""
     shape, size = x.shape[1:], math.prod(x.shape[1:])
 
@@ -118,7 +118,7 @@ def divergence_exact(velocity: Velocity, x: Array, t_B: Array) -> Float[Array, B
 
 def divergence_hutchinson(
     velocity: Velocity, x: Array, t_B: Array, probes: Float[Array, "P B ..."]
-) -> Float[Array, B]:
+) -> Float[Array, " B"]:
     """Unbiased estimate of the trace: mean over probes of e^T (dv/dx) e.
 
     Rademacher probes, whose variance is the smallest (Hutchinson 1989).
@@ -138,7 +138,7 @@ def log_likelihood(
     solver: str = "heun",
     key: PRNGKeyArray | None = None,
     probes: int = 1,
-) -> Float[Array, B]:
+) -> Float[Array, " B"]:
     """log p(x) of the flow, in nats, by the instantaneous change of variables.
 
     log p_0(x_0) = log N(x_1; 0, I) + integral over t from 0 to 1 of div v(x_t, t) dt
@@ -179,7 +179,7 @@ def dequantise(key: PRNGKeyArray, x: Float[Array, "B ..."]) -> Float[Array, "B .
     return x + (jax.random.uniform(key, x.shape) - 0.5) / 127.5
 
 
-def bits_per_dimension(log_p: Float[Array, B], size: int) -> Float[Array, B]:
+def bits_per_dimension(log_p: Float[Array, " B"], size: int) -> Float[Array, " B"]:
     """Bits per dimension of 8-bit images with D = size elements, scaled to [-1, 1].
 
     -log2 p(x) / D + log2(127.5): the second term turns the density of x = u / 127.5 - 1

@@ -145,6 +145,19 @@ def test_unet_lays_the_latent_over_every_level():
         np.testing.assert_array_equal(moved, cells((1, 2), 8, 16 // rows, (16, 24)))
 
 
+def test_unet_puts_its_levels_back_in_their_places():
+    """What changes in a corner is heard there; afar, only through the norms' statistics."""
+    net = unet(blocks=0)
+    rng = np.random.default_rng(0)
+    x, z = (rng.standard_normal((1, n, n, c)).astype(np.float32) for n, c in ((64, 3), (8, 4)))
+    other = x.copy()
+    other[:, 4:8, 4:8] += 1
+    t, params = np.full(1, 0.5, np.float32), random_params(net)
+    change = np.abs(compiled(net)(params, other, t, z) - compiled(net)(params, x, t, z))[0]
+    near, far = change[:24, :24].max(), max(change[24:].max(), change[:, 24:].max())
+    assert far < 0.01 * near
+
+
 # ---- transformer
 
 

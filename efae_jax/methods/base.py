@@ -28,11 +28,11 @@ class Autoencoder(Protocol):
         """Images to latents."""
 
     def act(
-        self, params: Params, g_B: Int[Array, B], z: Float[Array, "B ..."]
+        self, params: Params, g_B: Int[Array, " B"], z: Float[Array, "B ..."]
     ) -> Float[Array, "B ..."]:
         """rho(g) z."""
 
-    def act_image(self, g_B: Int[Array, B], x: Float[Array, "B H W c"]) -> Array:
+    def act_image(self, g_B: Int[Array, " B"], x: Float[Array, "B H W c"]) -> Array:
         """g x."""
 
     def decode(self, params: Params, z: Array, noise: Array, **options: Any) -> Array:
@@ -59,7 +59,7 @@ class Method(Protocol):
 
     def loss(
         self, player: str, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray
-    ) -> tuple[Float[Array, B], dict[str, Float[Array, B]]]:
+    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
         """A player's loss and any further figures, per example.
 
         Args:

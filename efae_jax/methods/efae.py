@@ -48,7 +48,7 @@ class EFAE:
 
     def loss(
         self, player: str, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray
-    ) -> tuple[Float[Array, B], dict[str, Float[Array, B]]]:
+    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
         """Flow-matching loss of g x given rho(g) z, plus penalty x mean z^2, per example."""
         del player  # there is one
         config, model = self.config, self.autoencoder

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 def equivariance_error(
     acted: Float[Array, "B ..."], encoded: Float[Array, "B ..."]
-) -> Float[Array, B]:
+) -> Float[Array, " B"]:
     """||rho(g) E(x) - E(g x)||^2 / ||E(g x)||^2, per image.
 
     0 for an equivariant encoder; 2 for independent latents of equal norm. It can be made

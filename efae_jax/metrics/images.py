@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 RANGE = 2.0
 
 
-def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, B]:
+def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     """10 log10(2^2 / mean (a - b)^2) in dB, of images clipped to [-1, 1].
 
     The mean square is kept above 1e-10 (106 dB), so that equal images give a number.
@@ -19,7 +19,7 @@ def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Fl
     return 10 * jnp.log10(RANGE**2 / mse_B)
 
 
-def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, B]:
+def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     """Structural similarity of images clipped to [-1, 1] (Wang et al. 2004).
 
     Gaussian window of 11 pixels (the image's shorter side, where that is less), sigma 1.5,

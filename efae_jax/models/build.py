@@ -53,6 +53,10 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
             f"config.group.name={group.name!r} rotates or transposes, which needs square images, "
             f"but config.data.size is {height}x{width}; use a group of flips or a square size"
         )
+    if config.latent.clamp < 0:
+        raise UserError(
+            f"config.latent.clamp={config.latent.clamp} must be positive, or 0 for none"
+        )
     representation = groups.representation(group, config.group.representation)
     if representation.channels != latent_channels:
         raise UserError(

@@ -145,7 +145,7 @@ class DiT(nnx.Module):
         self.head = zero_linear(width, patch * patch * channels, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x_BHWC: Float[Array, "B H W C"], t_B: Float[Array, B], z: Float[Array, "B ..."]
+        self, x_BHWC: Float[Array, "B H W C"], t_B: Float[Array, " B"], z: Float[Array, "B ..."]
     ) -> Float[Array, "B H W C"]:
         _, height, width, _ = x_BHWC.shape
         p = self.patch

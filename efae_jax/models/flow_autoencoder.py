@@ -63,12 +63,14 @@ class FlowAutoencoder:
         return groups.change_basis(self.representation.matrices, basis)
 
     def act(
-        self, params: Params, g_B: Int[Array, B], z: Float[Array, "B ..."]
+        self, params: Params, g_B: Int[Array, " B"], z: Float[Array, "B ..."]
     ) -> Float[Array, "B ..."]:
         """rho(g) z, with one element (its index in the group) per example."""
         return groups.act_latent(self.group, self.matrices(params), g_B, z)
 
-    def act_image(self, g_B: Int[Array, B], x: Float[Array, "B H W c"]) -> Float[Array, "B H W c"]:
+    def act_image(
+        self, g_B: Int[Array, " B"], x: Float[Array, "B H W c"]
+    ) -> Float[Array, "B H W c"]:
         """g x: the same elements acting on images."""
         return groups.act_image(self.group, g_B, x)
 

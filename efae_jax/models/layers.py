@@ -58,7 +58,7 @@ def zero_conv(n_in: int, n_out: int, kernel: int, *, dtype: jnp.dtype, rngs: nnx
     )
 
 
-def sinusoids(t_B: Float[Array, B], size: int) -> Float[Array, "B D"]:
+def sinusoids(t_B: Float[Array, " B"], size: int) -> Float[Array, "B D"]:
     """[cos, sin] of 1000 t times size/2 frequencies from 1 down to 1/10000."""
     half = size // 2
     frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / half)
@@ -74,7 +74,7 @@ class TimeEmbedding(nnx.Module):
         self.first = nnx.Linear(size, width, dtype=dtype, rngs=rngs)
         self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, t_B: Float[Array, B]) -> Float[Array, "B D"]:
+    def __call__(self, t_B: Float[Array, " B"]) -> Float[Array, "B D"]:
         return self.second(jax.nn.silu(self.first(sinusoids(t_B, self.size))))
 
 
@@ -135,7 +135,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def precondition(
-    network: Array, x_t: Array, t_B: Float[Array, B], data_std: float
+    network: Array, x_t: Array, t_B: Float[Array, " B"], data_std: float
 ) -> Float[Array, "B H W C"]:
     """Velocity from a network's output: v = a(t) x_t + b(t) F, in float32.
 

@@ -21,29 +21,40 @@ from efae_jax.models.layers import (
 
 
 class ConditionedBlock(nnx.Module):
-    """Residual block; time scales and shifts its inner norm, the latent is added at each position.
+    """Residual block; a vector modulates its inner norm, a latent is added at each position.
 
-    h = conv(SiLU(norm(x))) + latent; x + conv(SiLU(norm(h) (1 + scale(t)) + shift(t))),
-    the last convolution starting at zero.
+    h = conv(SiLU(norm(x))) + latent; x + conv(SiLU(norm(h) (1 + scale(c)) + shift(c))),
+    the last convolution starting at zero. With n_latent = 0 there is no latent to add.
     """
 
     def __init__(
-        self, n_in: int, n_out: int, cond: int, time: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        n_in: int,
+        n_out: int,
+        n_latent: int,
+        n_vector: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
+        self.spatial = n_latent > 0
+        if self.spatial:
+            self.latent = nnx.Conv(n_latent, n_out, (1, 1), dtype=dtype, rngs=rngs)
         self.norm1 = group_norm(n_in, rngs=rngs)
         self.conv1 = nnx.Conv(n_in, n_out, (3, 3), dtype=dtype, rngs=rngs)
-        self.latent = nnx.Conv(cond, n_out, (1, 1), dtype=dtype, rngs=rngs)
-        self.time = nnx.Linear(time, 2 * n_out, dtype=dtype, rngs=rngs)
+        self.vector = nnx.Linear(n_vector, 2 * n_out, dtype=dtype, rngs=rngs)
         self.norm2 = group_norm(n_out, rngs=rngs, affine=False)
         self.conv2 = zero_conv(n_out, n_out, 3, dtype=dtype, rngs=rngs)
         self.project = n_in != n_out
         if self.project:
             self.skip = nnx.Conv(n_in, n_out, (1, 1), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BHWC: Array, z_BHWC: Array, c_BD: Array) -> Array:
+    def __call__(self, x_BHWC: Array, z_BHWC: Array | None, c_BD: Array) -> Array:
         dtype = x_BHWC.dtype
-        h = self.conv1(jax.nn.silu(self.norm1(x_BHWC)).astype(dtype)) + self.latent(z_BHWC)
-        shift, scale = jnp.split(self.time(jax.nn.silu(c_BD))[:, None, None], 2, axis=-1)
+        h = self.conv1(jax.nn.silu(self.norm1(x_BHWC)).astype(dtype))
+        if self.spatial:
+            h = h + self.latent(z_BHWC)
+        shift, scale = jnp.split(self.vector(jax.nn.silu(c_BD))[:, None, None], 2, axis=-1)
         h = self.conv2(jax.nn.silu(modulate(self.norm2(h), shift, scale)).astype(dtype))
         return h + (self.skip(x_BHWC) if self.project else x_BHWC)
 
@@ -54,7 +65,7 @@ class UNet(nnx.Module):
     A patchifying convolution, levels of residual blocks with strided convolutions down
     and nearest-neighbour upsampling back, skip connections between equal resolutions.
     A spatial latent is laid over the finest level (`LatentGrid`) and averaged for the
-    coarser ones; a vector latent is repeated to every position.
+    coarser ones; a vector latent joins the time embedding, which modulates every block.
 
     Args:
       channels: of the images.
@@ -86,18 +97,21 @@ class UNet(nnx.Module):
         self.stem_size = stem
         self.multiple = stem * 2 ** (len(widths) - 1)
         self.data_std, self.dtype, self.remat = data_std, dtype, remat
-        time = 4 * widths[0]
-        cond = widths[0]
+        n_vector = 4 * widths[0]
         self.spatial = factor is not None
         if self.spatial:
-            self.latent = LatentGrid(latent_channels, cond, factor, stem, dtype=dtype, rngs=rngs)
+            n_latent = widths[0]
+            self.latent = LatentGrid(
+                latent_channels, n_latent, factor, stem, dtype=dtype, rngs=rngs
+            )
         else:
-            self.latent = nnx.Linear(latent_channels, cond, dtype=dtype, rngs=rngs)
+            n_latent = 0
+            self.latent = nnx.Linear(latent_channels, n_vector, dtype=dtype, rngs=rngs)
 
         def block(n_in: int, n_out: int) -> ConditionedBlock:
-            return ConditionedBlock(n_in, n_out, cond, time, dtype=dtype, rngs=rngs)
+            return ConditionedBlock(n_in, n_out, n_latent, n_vector, dtype=dtype, rngs=rngs)
 
-        self.time = TimeEmbedding(time, dtype=dtype, rngs=rngs)
+        self.time = TimeEmbedding(n_vector, dtype=dtype, rngs=rngs)
         self.stem = nnx.Conv(
             channels, widths[0], (stem, stem), strides=stem, dtype=dtype, rngs=rngs
         )
@@ -126,7 +140,7 @@ class UNet(nnx.Module):
         self.head = zero_conv(width, stem * stem * channels, 3, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x_BHWC: Float[Array, "B H W C"], t_B: Float[Array, B], z: Float[Array, "B ..."]
+        self, x_BHWC: Float[Array, "B H W C"], t_B: Float[Array, " B"], z: Float[Array, "B ..."]
     ) -> Float[Array, "B H W C"]:
         _, height, width, _ = x_BHWC.shape
         m = self.multiple
@@ -135,12 +149,16 @@ class UNet(nnx.Module):
                 f"UNet: image {height}x{width}, but its levels need sides that are multiples of {m}"
             )
         c_BD = self.time(t_B)
-        latents = self._latents(z, height, width)
+        latents: dict[int, Array] = {}
+        if self.spatial:
+            latents = self._latents(z, height, width)
+        else:
+            c_BD = c_BD + self.latent(z.astype(self.dtype))
         p = self.stem_size
 
         def run(block: ConditionedBlock, h: Array) -> Array:
             call = jax.checkpoint(block.__call__) if self.remat else block
-            return call(h, latents[h.shape[1]], c_BD)
+            return call(h, latents.get(h.shape[1]), c_BD)
 
         h = self.stem(x_BHWC.astype(self.dtype))
         skips = [h]
@@ -162,14 +180,9 @@ class UNet(nnx.Module):
         return precondition(out, x_BHWC, t_B, self.data_std)
 
     def _latents(self, z: Array, height: int, width: int) -> dict[int, Array]:
-        """The latent at every level, by the number of rows."""
-        rows, columns = height // self.stem_size, width // self.stem_size
-        if self.spatial:
-            finest = self.latent(z, height, width)
-        else:
-            finest = self.latent(z.astype(self.dtype))[:, None, None]
-            finest = jnp.broadcast_to(finest, (z.shape[0], rows, columns, finest.shape[-1]))
+        """The spatial latent at every level, by the number of rows."""
+        finest = self.latent(z, height, width)
         return {
-            rows // k: reduce(finest, "b (h p) (w q) d -> b h w d", "mean", p=k, q=k)
+            finest.shape[1] // k: reduce(finest, "b (h p) (w q) d -> b h w d", "mean", p=k, q=k)
             for k in (2**level for level in range(len(self.encoder)))
         }
