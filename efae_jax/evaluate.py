@@ -221,6 +221,9 @@ def evaluate(
         "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }
+    # Every process takes part in decoding, the first one writes.
+    images = first_images(evaluator.source, config, config.eval.pictures)
+    shown = pictures.decode_for_pictures(model, params, images, decode_options(config), config.seed)
     if jax.process_index() != 0:
         return record
     out.mkdir(parents=True, exist_ok=True)
@@ -229,8 +232,7 @@ def evaluate(
     console.print(table)
     with (out / "figures.txt").open("w") as file:
         type(console)(file=file, width=100).print(table)
-    images = first_images(evaluator.source, config, config.eval.pictures)
-    pictures.write_pictures(model, params, images, decode_options(config), config.seed, out)
+    pictures.write_pictures(model.group.elements, shown, out)
     return record
 
 
@@ -269,8 +271,8 @@ def held_out_batches(source: Any, config: Any, batch_size: int) -> Iterator[dict
         source,
         data.make_transform(config.data, train=False),
         batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=0 if whole else jax.process_index(),
+        process_count=1 if whole else jax.process_count(),
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         max_bad=config.data.max_bad,
@@ -280,7 +282,7 @@ def held_out_batches(source: Any, config: Any, batch_size: int) -> Iterator[dict
 def first_images(source: Any, config: Any, count: int) -> np.ndarray:
     """The first held-out images that can be read, uint8[N,H,W,C]."""
     found: list[np.ndarray] = []
-    for batch in held_out_batches(source, config, count):
+    for batch in held_out_batches(source, config, count, whole=True):
         found.extend(batch["image"][batch["mask"]])
         if len(found) >= count:
             break

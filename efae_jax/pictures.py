@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,22 +32,30 @@ LABELS = {
 GIF_FRAMES = 24
 
 
-def write_pictures(
-    model: Autoencoder,
-    params: Any,
-    image: np.ndarray,
-    options: dict[str, Any],
-    seed: int,
-    out: Path,
-) -> None:
-    """Writes `equivariance.png` and `flow.gif` for a few images.
+class Shown(NamedTuple):
+    """What the pictures show, for every element and image: arrays [G, N, ...].
+
+    target: g x; decoded: decode(rho(g) E(x), g e), with psnr between the two in dB;
+    states: [G, T, N, ...], from the noise g e to an image, in `GIF_FRAMES` steps.
+    Pixels are uint8.
+    """
+
+    target: np.ndarray
+    decoded: np.ndarray
+    psnr: np.ndarray
+    states: np.ndarray
+
+
+def decode_for_pictures(
+    model: Autoencoder, params: Any, image: np.ndarray, options: dict[str, Any], seed: int
+) -> Shown:
+    """Encodes a few images and decodes them through every group element.
 
     Args:
       model, params: the autoencoder.
       image: uint8[N,H,W,C].
       options: of `model.decode`: steps, solver, guidance.
-      seed: of the sampler's noise, the same for every image and element.
-      out: folder.
+      seed: of the sampler's noise.
     """
 
     def decode_all(params: Any, image: jax.Array, steps: int, trajectory: bool) -> Any:
@@ -71,11 +79,14 @@ def write_pictures(
     decode_all = jax.jit(decode_all, static_argnums=(2, 3))
     target, decoded = decode_all(params, jnp.asarray(image), options["steps"], False)
     quality = jax.vmap(psnr)(decoded, target)
-    _equivariance(
-        model.group.elements, to_pixels(target), to_pixels(decoded), np.asarray(quality), out
-    )
     _, (_, states) = decode_all(params, jnp.asarray(image), GIF_FRAMES, True)
-    _flow(model.group.elements, to_pixels(states), out / "flow.gif")
+    return Shown(to_pixels(target), to_pixels(decoded), np.asarray(quality), to_pixels(states))
+
+
+def write_pictures(elements: tuple[str, ...], shown: Shown, out: Path) -> None:
+    """Writes `equivariance.png` and `flow.gif` into a folder."""
+    _equivariance(elements, shown.target, shown.decoded, shown.psnr, out / "equivariance.png")
+    _flow(elements, shown.states, out / "flow.gif")
 
 
 def to_pixels(x: Any) -> np.ndarray:
@@ -89,7 +100,7 @@ def _equivariance(
     target_GN: np.ndarray,
     decoded_GN: np.ndarray,
     psnr_GN: np.ndarray,
-    out: Path,
+    path: Path,
 ) -> None:
     """One row per image: for every g, g x beside decode(rho(g) E(x))."""
     order, count = target_GN.shape[:2]
@@ -123,7 +134,7 @@ def _equivariance(
             color=INK,
             linespacing=1.35,
         )
-    figure.savefig(out / "equivariance.png", dpi=150, facecolor="white")
+    figure.savefig(path, dpi=150, facecolor="white")
     plt.close(figure)
 
 
