@@ -66,5 +66,5 @@ def get_config() -> ConfigDict:
     c.eval.every = 0  # steps between evaluations while training; 0: at the end only
     c.eval.num_images = 0  # 0: all that are held out
     c.eval.batch_size = 64
-    c.eval.pictures = 8  # images in the pictures
+    c.eval.pictures = 6  # images in the pictures
     return c
