@@ -5,11 +5,11 @@
 | variant | what | machine |
 |---|---|---|
 | quickstart | built-in images at 32x32, latent 8x8x16, Z2 x Z2 | 2 CPU cores, 12 minutes |
-| mnist | the original's MNIST setting | one GPU |
-| cifar10 | the original's CIFAR-10 setting | one GPU |
-| folder256 | a folder of images at 256x256, latent 32x32x16, Z2 x Z2 | one 80 GB GPU, a TPU slice |
+| mnist | the original's MNIST setting | one GPU (not measured) |
+| cifar10 | the original's CIFAR-10 setting | one GPU (not measured) |
+| folder256 | a folder of images at 256x256, latent 32x32x16, Z2 x Z2 | 80 GB GPU (not measured) |
 | rotation | built-in images, C4 with a RoPE-like representation | 2 CPU cores |
-| smoke | everything small, for a look and for tests | a minute on a CPU |
+| smoke | everything small, for a look and for tests | a laptop |
 """
 
 from __future__ import annotations

@@ -59,14 +59,14 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
                 f"{workdir} holds no checkpoint of step {step}; there are "
                 f"{', '.join(map(str, steps))}"
             )
-        shapes = jax.eval_shape(method.init, jax.random.key(0))
+        shapes = {"ema": jax.eval_shape(method.init, jax.random.key(0))}
         shardings = tree_shardings(shapes, config.mesh.rules, mesh)
         abstract = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
             shardings,
         )
-        state, _ = checkpoints.restore({"ema": abstract}, step)
+        state, _ = checkpoints.restore(abstract, step)
     finally:
         checkpoints.close()
     return Restored(method.autoencoder, state["ema"][player], config, step)
@@ -93,6 +93,8 @@ class Model:
             raise ValueError(
                 f"encode: images must be [B, H, W, {self.config.data.channels}], not {x.shape}"
             )
+        if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"encode: pixels are uint8, or floats in [-1, 1], not {x.dtype}")
         return self._encode(self.params, to_float(x) if x.dtype == jnp.uint8 else x)
 
     def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -149,7 +151,10 @@ class Model:
           probes: Hutchinson probes; None for the exact trace, which costs one product
             for every number of an image.
         """
-        return self._bits(self.params, jnp.asarray(x), key, steps, probes)
+        x = jnp.asarray(x)
+        if x.dtype != jnp.uint8:
+            raise ValueError(f"bits_per_dimension: images are uint8, not {x.dtype}")
+        return self._bits(self.params, x, key, steps, probes)
 
     def _indices(self, g: str | Array, batch: int) -> Array:
         if not isinstance(g, str):

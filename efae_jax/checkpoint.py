@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "log.",
     "eval.",
     "checkpoint.",
+    "data.data_dir",
     "data.num_threads",
     "data.num_workers",
     "data.max_bad",
@@ -103,12 +104,8 @@ class Checkpoints:
             state["step"] = state["step"]["value"]
         return state, restored["data"]["examples"]
 
-    def wait(self) -> None:
-        """Until everything is written."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits, then frees the writer's threads."""
+        """Waits until everything is written, then frees the writer's threads."""
         self._manager.close()
 
 
@@ -179,12 +176,13 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 
 
 def check_config(workdir: Path, config: dict) -> None:
-    """Refuses a work directory that holds a run of another config.
+    """Refuses a work directory that holds checkpoints of another config.
 
     Raises:
       UserError: naming every field that differs and may not (`MAY_CHANGE`).
     """
-    if not (Path(workdir) / "config.json").exists():
+    steps = (Path(workdir) / FOLDER).glob("[0-9]*")
+    if not (Path(workdir) / "config.json").exists() or not any(steps):
         return
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"
@@ -194,5 +192,6 @@ def check_config(workdir: Path, config: dict) -> None:
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}); "
-            "give the same config or another --workdir"
+            "give the same config or another --workdir. Only these may change: "
+            f"{', '.join(name + '*' if name.endswith('.') else name for name in MAY_CHANGE)}"
         )

@@ -46,6 +46,11 @@ class Evaluator:
     def __init__(self, autoencoder: Autoencoder, config: Any, mesh: Mesh):
         self.model, self.config, self.mesh = autoencoder, config, mesh
         self.source = data.make_source(config.data, "test")
+        if len(self.source) == 0:
+            raise UserError(
+                "config.data holds out no image to evaluate on; see data.test_split, "
+                "data.test_fraction and data.num_test"
+            )
         self.num_images = min(config.eval.num_images or len(self.source), len(self.source))
         step = make_eval_step(autoencoder, config)
         self.step = jax.jit(
@@ -148,12 +153,18 @@ def check_evaluation(model: Autoencoder, params: Any, config: Any, mesh: Mesh) -
         raise UserError(
             f"config.eval.batch_size={size} must be a positive multiple of the {mesh.size} devices"
         )
-    jax.eval_shape(
-        make_eval_step(model, config),
-        params,
-        jax.ShapeDtypeStruct((size, *c.size, c.channels), jnp.uint8),
-        jax.ShapeDtypeStruct((size,), jnp.int32),
-    )
+    for name, least in (("pictures", 1), ("steps", 1), ("num_images", 0), ("every", 0)):
+        if config.eval[name] < least:
+            raise UserError(f"config.eval.{name}={config.eval[name]} must be at least {least}")
+    try:
+        jax.eval_shape(
+            make_eval_step(model, config),
+            params,
+            jax.ShapeDtypeStruct((size, *c.size, c.channels), jnp.uint8),
+            jax.ShapeDtypeStruct((size,), jnp.int32),
+        )
+    except ValueError as error:  # the mathematics and the models know no UserError
+        raise UserError(str(error)) from error
 
 
 def evaluate_workdir(
@@ -191,8 +202,7 @@ def evaluate(
     """Evaluates, prints the table, and writes figures and pictures into a folder.
 
     `figures.json`, `figures.txt` (the table), `equivariance.png` (held-out images beside
-    decode(rho(g) E(x)) for every g) and, for a decoder that is a flow, `flow.gif` (from
-    noise to those images).
+    decode(rho(g) E(x)) for every g) and `flow.gif` (from noise to those images).
 
     Args:
       model, params: the autoencoder.
@@ -223,7 +233,9 @@ def evaluate(
     }
     # Every process takes part in decoding, the first one writes.
     images = first_images(evaluator.source, config, config.eval.pictures)
-    shown = pictures.decode_for_pictures(model, params, images, decode_options(config), config.seed)
+    shown = pictures.decode_for_pictures(
+        model, params, images, decode_options(config), config.seed, replicated(mesh)
+    )
     if jax.process_index() != 0:
         return record
     out.mkdir(parents=True, exist_ok=True)
@@ -265,8 +277,10 @@ def _all_processes(mesh: Mesh, mask: np.ndarray) -> np.ndarray:
     return np.asarray(gather(whole))
 
 
-def held_out_batches(source: Any, config: Any, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of a source in order, with a mask."""
+def held_out_batches(
+    source: Any, config: Any, batch_size: int, whole: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of a source in order (or the whole of it), with a mask."""
     return data.eval_batches(
         source,
         data.make_transform(config.data, train=False),

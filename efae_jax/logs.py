@@ -41,7 +41,9 @@ class MetricWriter:
         path = Path(workdir) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= from_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
         self._lines = path.open("a", buffering=1)
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
 
@@ -63,7 +65,7 @@ class MetricWriter:
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except ValueError:  # a line that a killed run left half-written
+    except (ValueError, KeyError, TypeError):  # a line that a killed run left half-written
         return math.inf
 
 
@@ -105,7 +107,7 @@ class TrainProgress:
         self._last = (step, now)
         self._bar.update(self._task, loss=f"{loss:.4f}", rate=f"{rate:,.0f}")
         if not console.is_terminal:
-            left = (self._total - step) * self._batch_size / rate
+            left = (self._total - step) * self._batch_size / max(rate, 1e-9)
             say(
                 f"step {step:,}/{self._total:,}  loss {loss:.4f}  {rate:,.0f} images/s  "
                 f"{int(left // 60)}:{int(left % 60):02d} left"

@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     """What the pictures show, for every element and image: arrays [G, N, ...].
 
     target: g x; decoded: decode(rho(g) E(x), g e), with psnr between the two in dB;
-    states: [G, T, N, ...], from the noise g e to an image, in `GIF_FRAMES` steps.
+    states: [G, T, N, ...], from the noise g e to an image, in T - 1 = `GIF_FRAMES` steps.
     Pixels are uint8.
     """
 
@@ -47,7 +47,12 @@ class Shown(NamedTuple):
 
 
 def decode_for_pictures(
-    model: Autoencoder, params: Any, image: np.ndarray, options: dict[str, Any], seed: int
+    model: Autoencoder,
+    params: Any,
+    image: np.ndarray,
+    options: dict[str, Any],
+    seed: int,
+    sharding: jax.sharding.Sharding,
 ) -> Shown:
     """Encodes a few images and decodes them through every group element.
 
@@ -56,6 +61,7 @@ def decode_for_pictures(
       image: uint8[N,H,W,C].
       options: of `model.decode`: steps, solver, guidance.
       seed: of the sampler's noise.
+      sharding: of the results: whole on every process.
     """
 
     def decode_all(params: Any, image: jax.Array, steps: int, trajectory: bool) -> Any:
@@ -76,7 +82,7 @@ def decode_for_pictures(
 
         return jax.lax.map(one, jnp.arange(model.group.order))
 
-    decode_all = jax.jit(decode_all, static_argnums=(2, 3))
+    decode_all = jax.jit(decode_all, static_argnums=(2, 3), out_shardings=sharding)
     target, decoded = decode_all(params, jnp.asarray(image), options["steps"], False)
     quality = jax.vmap(psnr)(decoded, target)
     _, (_, states) = decode_all(params, jnp.asarray(image), GIF_FRAMES, True)

@@ -78,7 +78,11 @@ def tree_shardings(tree: Any, rules: Sequence[tuple[str, Any]], mesh: Mesh) -> A
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for pattern, spec in rules:
-            if re.search(pattern, name):
+            try:
+                found = re.search(pattern, name)
+            except re.error as error:
+                raise UserError(f"config.mesh.rules: {pattern!r} is no regex: {error}") from error
+            if found:
                 return NamedSharding(mesh, _partition(name, leaf.shape, spec, mesh))
         raise UserError(f"config.mesh.rules: no rule covers {name}; end with ('.*', 'fsdp')")
 
@@ -95,7 +99,7 @@ def _partition(name: str, shape: tuple[int, ...], spec: Any, mesh: Mesh) -> P:
             return P()
         largest = max(dims, key=lambda i: shape[i])
         return P(*("fsdp" if i == largest else None for i in range(len(shape))))
-    fits = not isinstance(spec, str) and len(spec) == len(shape)
+    fits = isinstance(spec, tuple | list) and len(spec) == len(shape)
     fits = fits and all(
         axis is None or (axis in AXES and n % mesh.shape[axis] == 0)
         for axis, n in zip(spec, shape, strict=True)

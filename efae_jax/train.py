@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,12 @@ class Run:
 
     def _check_numbers(self) -> None:
         config, train, devices = self.config, self.config.train, self.mesh.size
+        if len(config.data.size) != 2 or min(config.data.size) < 1:
+            raise UserError(
+                f"config.data.size={tuple(config.data.size)} must be (height, width) in pixels"
+            )
+        if config.data.channels not in (1, 3):
+            raise UserError(f"config.data.channels={config.data.channels} must be 1 or 3")
         for name, value in (
             ("train.steps", train.steps),
             ("log.every", config.log.every),
@@ -130,8 +136,11 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     workdir = Path(workdir)
     as_json = json.loads(config.to_json_best_effort())
     check_config(workdir, as_json)
+    # All that can be wrong with the config is found before the work directory is touched.
     run = Run(config)
     source = data.make_source(config.data, "train")
+    train_batches(config, source, 0).close()
+    evaluator = Evaluator(run.method.autoencoder, config, run.mesh)
     _prepare(workdir, as_json)
 
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -140,15 +149,12 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         state, examples = checkpoints.restore(run.abstract_state)
         say(f"resumed at step {int(state['step']):,} from {workdir}")
+    overview = parameter_overview.get_parameter_overview(state["params"], include_stats="global")
     if jax.process_index() == 0:
-        overview = parameter_overview.get_parameter_overview(
-            state["params"], include_stats="global"
-        )
         (workdir / "parameters.txt").write_text(overview + "\n")
 
     start, total = int(state["step"]), config.train.steps
     writer = MetricWriter(workdir, start)
-    evaluator = Evaluator(run.method.autoencoder, config, run.mesh) if config.eval.every else None
     schedule = make_schedule(config.optim, total)
     try:
         if start < total:
@@ -169,7 +175,7 @@ def _loop(
     as_json: dict,
     checkpoints: Checkpoints,
     writer: MetricWriter,
-    evaluator: Evaluator | None,
+    evaluator: Evaluator,
     schedule: Callable[[int], Any],
 ) -> dict[str, Any]:
     config, batch_size = run.config, run.config.train.batch_size
@@ -179,7 +185,13 @@ def _loop(
     loss_name = f"{run.method.players[0]}/loss"
 
     def report(step: int, progress: TrainProgress) -> None:
-        figures = _collect(pending)
+        """On the steps up to this one that were not reported yet."""
+        done = []
+        while pending and pending[0][0] <= step:
+            done.append(pending.popleft())
+        if not done:
+            return
+        figures = _collect(done)
         rate = progress.report(step, figures[loss_name])
         figures |= {"images_per_second": rate, "learning_rate": float(schedule(step - 1))}
         writer.write(step, figures)
@@ -194,16 +206,16 @@ def _loop(
             if len(pending) > IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - IN_FLIGHT][1])
             progress.advance(step)
-            if step == start + 1:
+            if step == start + 1 and config.log.every > 1:
                 jax.block_until_ready(metrics)
                 progress.restart_clock(step)
-            at_end = step == total
-            save = at_end or step % config.checkpoint.every == 0
-            if step % config.log.every == 0 or save:
+            # A report waits for the step before this one, so that the device has work meanwhile.
+            if (step - 1) % config.log.every == 0:
+                report(step - 1, progress)
+            if step == total or step % config.checkpoint.every == 0:
                 report(step, progress)
-            if save:
                 checkpoints.save(step, state, examples + (step - start) * batch_size, as_json)
-            if evaluator and step % config.eval.every == 0 and not at_end:
+            if config.eval.every and step % config.eval.every == 0:
                 player = run.method.players[0]
                 figures = evaluator.summary(state["ema"][player])
                 writer.write(step, {f"eval/{k}": v for k, v in figures.items()})
@@ -211,8 +223,13 @@ def _loop(
     return state
 
 
-def train_batches(config: Any, source: Any, start_example: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of the training batches from a position on, images and labels only."""
+def train_batches(
+    config: Any, source: Any, start_example: int
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """This process's share of the training batches from a position on, images and labels only.
+
+    Settings that cannot be are errors here, before anything is read.
+    """
     batches = data.train_batches(
         source,
         data.make_transform(config.data, train=True),
@@ -225,14 +242,12 @@ def train_batches(config: Any, source: Any, start_example: int) -> Iterator[dict
         num_workers=config.data.num_workers,
         max_bad=config.data.max_bad,
     )
-    for batch in batches:
-        yield {"image": batch["image"], "label": batch["label"]}
+    return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
-def _collect(pending: deque[tuple[int, Any]]) -> dict[str, float]:
-    """Means of the metrics since the last report, all of them checked."""
-    steps, metrics = zip(*pending, strict=True)
-    pending.clear()
+def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:
+    """Means of the metrics of some steps, all of them checked."""
+    steps, metrics = zip(*done, strict=True)
     values = jax.device_get(list(metrics))
     for step, figures in zip(steps, values, strict=True):
         for name, value in figures.items():

@@ -39,6 +39,9 @@ class Spy:
         self._seen.add(path)
         return value
 
+    def __getitem__(self, name):
+        return getattr(self, name)
+
 
 def leaves(config, path=""):
     for name, value in config.items():

@@ -149,3 +149,15 @@ def test_compressed_and_foreign_files_say_so(tmp_path):
     write_tar(tmp_path / "texts.tar", [("a.txt", b"x")])
     with pytest.raises(UserError, match="no image in 1 tar shards"):
         shards(tmp_path / "texts.tar")
+
+
+@pytest.mark.parametrize("records", [b"0 path=a\n", b"x path=a\n", b" path=a\n", b"-3 path=a\n"])
+def test_a_damaged_pax_header_is_named_and_never_hangs(tmp_path, records):
+    header = tarfile.TarInfo("pax")
+    header.size, header.type = len(records), tarfile.XHDTYPE
+    block = header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0")
+    path = tmp_path / "0.tar"
+    write_tar(path, sample(1))
+    path.write_bytes(path.read_bytes()[: -tarfile.RECORDSIZE] + block + bytes(1024))
+    with pytest.raises(UserError, match="a pax header is damaged"):
+        shards(path, max_bad=0)

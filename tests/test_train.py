@@ -1,6 +1,7 @@
 """The training loop: it learns, resumes exactly, and does the same on any mesh."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,33 @@ def test_a_stop_after_the_last_checkpoint_is_made_up(whole_run, tmp_path):
     assert logged == sorted(set(logged))
 
 
+def test_a_run_cut_off_between_checkpoints_goes_on_exactly(tmp_path):
+    """Under a schedule that knows the run's length: the last checkpoint is lost, as by a kill."""
+    expected = jax.device_get(train.train(tiny(), tmp_path))
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    assert Checkpoints(tmp_path).latest() == 3
+    assert_same(train.train(tiny(), tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__crop": "middle"}, "random, center"),
+        ({"data__num_threads": -1}, "num_threads"),
+        ({"data__num_test": 0}, "num_test"),
+    ],
+)
+def test_a_config_that_is_refused_leaves_no_work_directory(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        train.train(tiny(**overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_step_may_be_reported(tmp_path):
+    train.train(tiny(train__steps=2, log__every=1), tmp_path)
+    assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").open()] == [1, 2]
+
+
 def test_a_finished_run_is_left_alone(whole_run):
     workdir, expected = whole_run
     before = (workdir / "metrics.jsonl").read_text()
@@ -172,7 +200,8 @@ def test_a_checkpoint_of_eight_devices_restores_on_two_and_one(tmp_path):
     _, state = steps(eight, 1)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, 8, {})
-    checkpoints.wait()
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
     for devices, fsdp in ((2, 2), (1, 1)):
         run = make_run(devices, mesh__data=devices // fsdp, mesh__fsdp=fsdp)
         restored, examples = checkpoints.restore(run.abstract_state)
@@ -245,6 +274,15 @@ def test_nothing_waits_for_the_step_just_started(tmp_path, monkeypatch):
         ({"mesh__data": 3}, "does not arrange 2 devices"),
         ({"mesh__rules": (("nothing", "fsdp"),)}, "no rule covers"),
         ({"mesh__rules": ((".*", ("fsdp",)),), "mesh__data": 2}, "does not fit"),
+        ({"mesh__rules": (("(", "fsdp"),)}, "is no regex"),
+        ({"mesh__rules": ((".*", None),)}, "does not fit"),
+        ({"model__velocity__heads": 0}, "config.model.velocity.heads=0 must be at least 1"),
+        ({"model__encoder__widths": ()}, "at least one width"),
+        ({"data__size": (8,)}, "(height, width)"),
+        ({"eval__steps": 0}, "config.eval.steps=0 must be at least 1"),
+        ({"flow__drop_rate": 3.0}, "[0, 1)"),
+        ({"latent__noise_size": -1.0}, "config.latent.noise_size=-1.0"),
+        ({"latent__clamp": -1.0}, "config.latent.clamp=-1.0"),
         ({"group__name": "z3"}, "z3"),
         ({"group__name": "d4", "group__representation": "8*A1", "data__size": (8, 16)}, "square"),
         ({"group__representation": "3*trivial"}, "latent_channels is 8"),

@@ -173,6 +173,8 @@ def architecture_of(config: Any) -> dict[str, Any]:
     model = config.model
     if model.encoder.kind != "original" or model.velocity.kind != "original":
         raise UserError(_NOT_EXPORTABLE)
+    if config.latent.clamp:
+        raise UserError("format efae knows no clamp of the latent; the run has config.latent.clamp")
     return {
         "channels": config.data.channels,
         "width": model.velocity.width,

@@ -21,7 +21,7 @@ from absl import flags
 
 from efae_jax.data.splits import Source
 from efae_jax.data.transforms import Transform
-from efae_jax.errors import UserError
+from efae_jax.errors import RunError, UserError
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -101,14 +101,14 @@ class BadRecords:
         self.reasons: dict[int, str] = {}
 
     def add(self, index: int, reason: str) -> None:
-        """Raises UserError with the last three names if this makes more than `limit`."""
+        """Raises RunError with the last three names if this makes more than `limit`."""
         if index in self.reasons:
             return
         self.reasons[index] = reason
         log.warning("data: skipped %s: %s", self.source.name(index), reason)
         if len(self.reasons) > self.limit:
             last = list(self.reasons.items())[-3:]
-            raise UserError(
+            raise RunError(
                 f"data: {len(self.reasons)} unreadable images are more than data.max_bad="
                 f"{self.limit}; the last: "
                 + "; ".join(f"{self.source.name(i)} ({why})" for i, why in last)
@@ -262,14 +262,14 @@ def _checked(data: grain.IterDataset, examples: _Examples, bad: BadRecords) -> G
                 index, reason = int(batch["index"][row]), reasons[row].decode("utf-8", "replace")
                 bad.add(index, reason)
                 if training and lost[row]:
-                    raise UserError(
+                    raise RunError(
                         f"data: no readable image from {examples.source.name(index)} on ({reason})"
                     )
             if not training:
                 batch["mask"] = (batch["index"] >= 0) & ~batch["bad"]
             yield batch
     except RuntimeError as error:  # what grain raises when a worker process is gone
-        raise UserError(
+        raise RunError(
             f"data: reading stopped: {error} Out of memory, or of shared memory (/dev/shm)? "
             "data.num_workers=0 reads in threads"
         ) from error

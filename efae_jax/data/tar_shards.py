@@ -76,13 +76,18 @@ def _number(field: bytes) -> int:
     """A size: octal digits, or GNU's big-endian binary where the first bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError as error:
+        raise ShardError("a header's size is no number") from error
 
 
 def _pax_path(records: bytes) -> bytes | None:
     """The path in a pax header, a sequence of '<length> <key>=<value>\\n'."""
     while records:
         length, _, _ = records.partition(b" ")
+        if not length.isdigit() or int(length) <= len(length):
+            raise ShardError("a pax header is damaged")
         record, records = records[: int(length)], records[int(length) :]
         if record[len(length) + 1 :].startswith(b"path="):
             return record[len(length) + 6 : -1]

@@ -36,6 +36,11 @@ class EFAE:
                 f"config.flow.time={config.flow.time!r} is not one of "
                 f"{', '.join(flow.TIME_DENSITIES)}"
             )
+        if not 0 <= config.flow.drop_rate < 1:
+            raise UserError(f"config.flow.drop_rate={config.flow.drop_rate} must be in [0, 1)")
+        for name in ("noise_size", "penalty"):
+            if config.latent[name] < 0:
+                raise UserError(f"config.latent.{name}={config.latent[name]} must be at least 0")
         if config.latent.noise not in NOISE_KINDS:
             raise UserError(
                 f"config.latent.noise={config.latent.noise!r} is not one of "

@@ -42,6 +42,20 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
       UserError, ValueError: one line, for parts or sizes that do not fit each other.
     """
     model, channels = config.model, config.data.channels
+    for part, names in (
+        ("encoder", ("stem", "blocks", "latent_channels")),
+        ("velocity", ("patch", "width", "depth", "heads", "blocks")),
+    ):
+        for name in names:
+            if model[part][name] < 1:
+                raise UserError(
+                    f"config.model.{part}.{name}={model[part][name]} must be at least 1"
+                )
+        if not model[part].widths or min(model[part].widths) < 1:
+            raise UserError(
+                f"config.model.{part}.widths={tuple(model[part].widths)} must name at least one "
+                "width, all of them at least 1"
+            )
     common = {"dtype": compute_dtype(config.dtype), "remat": config.train.remat}
     latent_channels = model.encoder.latent_channels
     encoder = choose("config.model.encoder.kind", model.encoder.kind, ENCODERS)
