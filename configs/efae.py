@@ -4,7 +4,7 @@
 
 | variant | what | machine |
 |---|---|---|
-| quickstart | built-in images at 32x32, latent 8x8x16, Z2 x Z2 | 2 CPU cores, 12 minutes |
+| quickstart | built-in images at 32x32, latent 8x8x16, Z2 x Z2 | 2 CPU cores, 10 minutes |
 | mnist | the original's MNIST setting | one GPU (not measured) |
 | cifar10 | the original's CIFAR-10 setting | one GPU (not measured) |
 | folder256 | a folder of images at 256x256, latent 32x32x16, Z2 x Z2 | 80 GB GPU (not measured) |

@@ -250,7 +250,8 @@ def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:
     steps, metrics = zip(*done, strict=True)
     values = jax.device_get(list(metrics))
     for step, figures in zip(steps, values, strict=True):
-        for name, value in figures.items():
+        # A loss first: it is what a user looks for.
+        for name, value in sorted(figures.items(), key=lambda f: not f[0].endswith("/loss")):
             if not math.isfinite(value):
                 raise RunError(
                     f"{name} is {value} at step {step}; nothing was saved after it. Lower "

@@ -236,7 +236,7 @@ def test_another_config_is_refused(whole_run):
     message = str(error.value)
     assert "config.optim.lr: 0.001 there, 0.5 given" in message
     assert "config.group.name: 'z2xz2' there, 'z2_h' given" in message
-    assert "steps" not in message
+    assert "config.train.steps" not in message
     assert "\n" not in message
 
 
@@ -262,8 +262,8 @@ def test_nothing_waits_for_the_step_just_started(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "put_batch", lambda *a: events.append("put") or put(*a))
     monkeypatch.setattr(train.jax, "device_get", lambda x: events.append("get") or fetch(x))
     train.train(tiny(train__steps=5, log__every=100, checkpoint__every=100), tmp_path)
-    assert events.count("put") == 5
-    assert events.count("get") == 1
+    loop = events[events.index("put") :]  # before it, the parameter overview fetches statistics
+    assert loop == ["put"] * 5 + ["get"]
 
 
 @pytest.mark.parametrize(
