@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
@@ -134,10 +134,9 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
 def _bar(*columns: Any, disable: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=18),  # all fits into 80 columns
         MofNCompleteColumn(),
         *columns,
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeLeftColumn(),
         console=console,
