@@ -25,6 +25,8 @@ def parse(argv: list[str]) -> None:
     app.define_help_flags()
     try:
         rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # a file that is not there is noticed at the first access
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).strip("'\"").split())) from error
     if rest[1:]:
