@@ -7,6 +7,7 @@ python main.py --config=... --workdir=... --mode=eval
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -28,12 +29,25 @@ def parse(argv: list[str]) -> None:
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a file that is not there is noticed at the first access
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).strip("'\"").split())) from error
+        raise UserError(_one_line(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are --config, --workdir, --mode")
     for flag in (CONFIG, WORKDIR):
         if flag.value is None:
             raise UserError(f"--{flag.name} is missing; see README.md for the commands")
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, without what a nested traceback or a KeyError's quotes add."""
+    text = str(error.args[0]) if error.args else str(error)
+    if "Traceback" in text:  # a config file that raised: its last line is the message
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    if isinstance(error, AttributeError | KeyError):
+        if text.startswith(("'", '"')):  # a KeyError's text, quoted once more
+            text = ast.literal_eval(text)
+        text = " ".join(text.split())
+        return f"the config has no field {text}"
+    return " ".join(text.split())
 
 
 def main() -> None:
@@ -57,7 +71,10 @@ def run() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "stopped; the same command goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
@@ -122,6 +123,8 @@ class Model:
           steps, solver, guidance: of the flow; those of `config.eval` unless given.
         """
         c = self.config.eval
+        if steps is not None and steps < 1:
+            raise ValueError(f"decode: steps={steps} must be at least 1")
         return self._decode(
             self.params,
             z,
@@ -158,6 +161,10 @@ class Model:
 
     def _indices(self, g: str | Array, batch: int) -> Array:
         if not isinstance(g, str):
+            if np.size(g) and not 0 <= np.min(g) <= np.max(g) < self.group.order:
+                raise ValueError(
+                    f"elements of {self.group.name} have the indices 0 to {self.group.order - 1}"
+                )
             return jnp.asarray(g)
         if g not in self.group.elements:
             raise ValueError(

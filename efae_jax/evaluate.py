@@ -263,7 +263,7 @@ def _table(figures: dict[str, dict[str, float]], count: int, step: int) -> Any:
     title = f"decode(rho(g) encode(x)) against g x: {count:,} held-out images, step {step:,}"
     return figures_table(
         title,
-        ["g", "PSNR (dB)", "less identity", "SSIM", "equivariance error"],
+        ["g", "PSNR (dB)", "vs identity", "SSIM", "equivariance error"],
         rows,
     )
 

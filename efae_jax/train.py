@@ -264,6 +264,8 @@ def _prepare(workdir: Path, as_json: dict) -> None:
     """Makes the work directory and writes the config into it, whole or not at all."""
     if jax.process_index() != 0:
         return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(workdir, as_json)

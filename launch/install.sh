@@ -50,5 +50,6 @@ if [ "$(cat ".venv/installed-${#files[@]}" 2>/dev/null)" != "$wanted" ]; then
   arguments=()
   for file in "${files[@]}"; do arguments+=(-r "$file"); done
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "${arguments[@]}" "${extra[@]}"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   echo "$wanted" >".venv/installed-${#files[@]}"
 fi

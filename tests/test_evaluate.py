@@ -194,6 +194,10 @@ def test_mistakes_with_a_loaded_model_say_what_is_allowed(trained, tmp_path):
     model = efae_jax.load(trained[0])
     with pytest.raises(ValueError, match="e, h, v, r180"):
         model.act("r90", jnp.zeros((1, 2, 2, 8)))
+    with pytest.raises(ValueError, match="indices 0 to 3"):
+        model.act(np.array([7]), jnp.zeros((1, 2, 2, 8)))
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        model.decode(jnp.zeros((1, 2, 2, 8)), jax.random.key(0), steps=0)
     with pytest.raises(ValueError, match=r"\[B, H, W, 3\]"):
         model.encode(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="no config"):

@@ -76,7 +76,7 @@ def test_evaluation_alone_gives_the_same_figures(workdir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.train.batchsize=8"], "batchsize"),
+        (["--config.train.batchsize=8"], "no field 'batchsize' Did you mean \"batch_size\""),
         (["--config.train.batch_size=many"], "batch_size"),
         (["--config.group.name=d5"], "z2xz2"),
         (["--config.train.accumulate=3"], "devices x accumulate"),
@@ -98,7 +98,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["main.py", "--config=configs/efae.py:tiny", "--workdir=x"], "quickstart, mnist"),
+        (
+            ["main.py", "--config=configs/efae.py:tiny", "--workdir=x"],
+            "error: configs/efae.py:tiny is not one of quickstart, mnist",
+        ),
         (["main.py", "--config=configs/none.py", "--workdir=x"], "configs/none.py"),
         (["main.py", "--workdir=x"], "--config is missing"),
         (["main.py", "--config=configs/efae.py:smoke"], "--workdir is missing"),
