@@ -196,6 +196,10 @@ def _loop(
         figures |= {"images_per_second": rate, "learning_rate": float(schedule(step - 1))}
         writer.write(step, figures)
 
+    say(
+        f"training {config.method}, {total - start:,} steps of {batch_size} images, "
+        f"{run.mesh.size} device(s); the first step is compiled, then its speed is shown"
+    )
     with TrainProgress(start, total, batch_size) as progress:
         batch = put_batch(run.mesh, next(batches))
         for step in range(start + 1, total + 1):

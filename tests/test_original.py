@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from original_model import ARCHITECTURE, random_inputs, random_params
+from tiny_nets import operations
 
 from efae_jax import flow, groups, sampling
 from efae_jax.convert import efae
@@ -69,16 +70,6 @@ def test_new_transformer_predicts_zero_because_modulations_and_head_start_at_zer
     for block in params["blocks"].values():
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(block["modulation"]))
         assert np.any(block["attention"]["query"]["kernel"])
-
-
-def operations(jaxpr):
-    """Every equation of a program, those inside its inner programs too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from operations(inner)
 
 
 def mean_square(net):
