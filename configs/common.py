@@ -32,6 +32,12 @@ def get_config() -> ConfigDict:
     c.data.max_bad = 100  # unreadable images after which the run stops
     c.data.max_pixels = 80_000_000  # larger images count as unreadable
 
+    c.latent = ConfigDict()  # to a diffusion model's units: (z - shift) * scaling
+    c.latent.scaling = 1.0
+    c.latent.shift = 0.0
+    c.latent.mean = ()  # per channel: (z - mean) / std * scaling
+    c.latent.std = ()
+
     c.train = ConfigDict()
     c.train.batch_size = 64
     c.train.steps = 1_000

@@ -39,6 +39,7 @@ def _efae(c: ConfigDict) -> None:
     c.method = "efae"
 
     c.model = ConfigDict()
+    c.model.kind = "flow"
     c.model.encoder = ConfigDict()
     c.model.encoder.kind = "conv"  # conv or original
     c.model.encoder.latent_channels = 8
@@ -61,7 +62,6 @@ def _efae(c: ConfigDict) -> None:
     c.group.learned = ""  # cayley or expm: Q rho Q^T with a learned orthogonal Q
     c.group.in_objective = True  # False: g is the identity in training, the control
 
-    c.latent = ConfigDict()
     c.latent.noise = "none"  # none, additive, multiplicative
     c.latent.noise_size = 0.0
     c.latent.clamp = 0.0  # limit of |z|; 0: none

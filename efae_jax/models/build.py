@@ -9,10 +9,14 @@ import jax.numpy as jnp
 
 from efae_jax import groups
 from efae_jax.errors import UserError
+from efae_jax.models.conv_autoencoder import ConvAutoencoder
+from efae_jax.models.conv_blocks import PADDINGS
 from efae_jax.models.dit import DiT
 from efae_jax.models.encoder import ConvEncoder, encoder_factor
 from efae_jax.models.flow_autoencoder import FlowAutoencoder
 from efae_jax.models.functional import Net
+from efae_jax.models.kl import Decoder, Encoder, level_factor
+from efae_jax.models.latent import Normalisation
 from efae_jax.models.original import LATENT_DIM, OriginalDiT, OriginalEncoder
 from efae_jax.models.unet import UNet
 
@@ -33,6 +37,96 @@ def choose(field: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise UserError(f"{field}={name!r} is not one of {', '.join(table)}")
     return table[name]
+
+
+def build_autoencoder(config: Any) -> FlowAutoencoder | ConvAutoencoder:
+    """The autoencoder that a config describes, whatever its kind.
+
+    Raises:
+      UserError, ValueError: one line, for what does not fit.
+    """
+    return choose("config.model.kind", config.model.kind, KINDS)(config)
+
+
+def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
+    """AutoencoderKL or Aura's VAE, from `config.model`.
+
+    Raises:
+      UserError, ValueError: one line, for sizes that do not fit each other.
+    """
+    model, channels = config.model, config.data.channels
+    widths = tuple(model.widths)
+    decoder_widths = tuple(model.decoder_widths) or widths
+    if not widths or min(widths + decoder_widths) < 1 or min(model.blocks, model.norm_groups) < 1:
+        raise UserError(
+            f"config.model: widths={widths}, decoder_widths={decoder_widths}, "
+            f"blocks={model.blocks} and norm_groups={model.norm_groups} must all be at least 1"
+        )
+    if model.latent_channels < 1 or not model.norm_eps > 0:
+        raise UserError(
+            f"config.model.latent_channels={model.latent_channels} must be at least 1 and "
+            f"norm_eps={model.norm_eps} positive"
+        )
+    choose("config.model.padding", model.padding, PADDINGS)
+    if len(decoder_widths) < len(widths) or (model.wavelet and len(widths) < 2):
+        raise UserError(
+            f"config.model: {len(widths)} widths, {len(decoder_widths)} decoder_widths: the "
+            "decoder needs at least as many levels as the encoder, and a wavelet at least two"
+        )
+    variational = model.kind == "kl"
+    common = {
+        "attention": ("single" if variational else "heads") if model.attention else "none",
+        "groups": model.norm_groups,
+        "eps": model.norm_eps,
+        "padding": model.padding,
+        "dtype": compute_dtype(config.dtype),
+        "remat": config.train.remat,
+    }
+    out_channels = model.latent_channels * (2 if variational else 1)
+    return _conv_autoencoder(
+        config,
+        Net(
+            lambda rngs: Encoder(
+                channels,
+                widths,
+                model.blocks,
+                out_channels,
+                wavelet_input=model.wavelet,
+                quant=model.quant,
+                rngs=rngs,
+                **common,
+            )
+        ),
+        Net(
+            lambda rngs: Decoder(
+                channels,
+                decoder_widths,
+                model.blocks,
+                model.latent_channels,
+                post_quant=model.post_quant,
+                rngs=rngs,
+                **common,
+            )
+        ),
+        model.latent_channels,
+        factor=level_factor(widths),
+        variational=variational,
+        upscale=level_factor(decoder_widths) // level_factor(widths),
+    )
+
+
+def _conv_autoencoder(
+    config: Any, encoder: Net, decoder: Net, latent_channels: int, **sizes: Any
+) -> ConvAutoencoder:
+    return ConvAutoencoder(
+        encoder,
+        decoder,
+        build_representation(config, latent_channels),
+        clamp=_clamp(config),
+        normalisation=_normalisation(config),
+        shrink=config.model.shrink,
+        **sizes,
+    )
 
 
 def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
@@ -57,9 +151,25 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
                 "width, all of them at least 1"
             )
     common = {"dtype": compute_dtype(config.dtype), "remat": config.train.remat}
-    latent_channels = model.encoder.latent_channels
     encoder = choose("config.model.encoder.kind", model.encoder.kind, ENCODERS)
     velocity = choose("config.model.velocity.kind", model.velocity.kind, VELOCITIES)
+    return FlowAutoencoder(
+        Net(lambda rngs: encoder(model.encoder, channels, rngs=rngs, **common)),
+        Net(lambda rngs: velocity(model, channels, rngs=rngs, **common)),
+        build_representation(config, model.encoder.latent_channels),
+        learned=config.group.learned or None,
+        clamp=_clamp(config),
+        normalisation=_normalisation(config),
+    )
+
+
+def build_representation(config: Any, latent_channels: int) -> groups.Representation:
+    """The group and how it acts on the latent's channels; trivially, where none is named.
+
+    Raises:
+      UserError, ValueError: for a representation of another number of channels, and for a
+        group that needs square images where the data's are not.
+    """
     group = groups.group(config.group.name)
     height, width = config.data.size
     if group.needs_square and height != width:
@@ -67,24 +177,28 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
             f"config.group.name={group.name!r} rotates or transposes, which needs square images, "
             f"but config.data.size is {height}x{width}; use a group of flips or a square size"
         )
+    spec = config.group.representation or f"{latent_channels}*trivial"
+    representation = groups.representation(group, spec)
+    if representation.channels != latent_channels:
+        raise UserError(
+            f"config.group.representation={config.group.representation!r} has "
+            f"{representation.channels} channels, but the latent has {latent_channels}; "
+            "the two must be equal"
+        )
+    return representation
+
+
+def _clamp(config: Any) -> float | None:
     if config.latent.clamp < 0:
         raise UserError(
             f"config.latent.clamp={config.latent.clamp} must be positive, or 0 for none"
         )
-    representation = groups.representation(group, config.group.representation)
-    if representation.channels != latent_channels:
-        raise UserError(
-            f"config.group.representation={config.group.representation!r} has "
-            f"{representation.channels} channels, but config.model.encoder.latent_channels is "
-            f"{latent_channels}; the two must be equal"
-        )
-    return FlowAutoencoder(
-        Net(lambda rngs: encoder(model.encoder, channels, rngs=rngs, **common)),
-        Net(lambda rngs: velocity(model, channels, rngs=rngs, **common)),
-        representation,
-        learned=config.group.learned or None,
-        clamp=config.latent.clamp or None,
-    )
+    return config.latent.clamp or None
+
+
+def _normalisation(config: Any) -> Normalisation:
+    latent = config.latent
+    return Normalisation(latent.scaling, latent.shift, tuple(latent.mean), tuple(latent.std))
 
 
 def _conv_encoder(c: Any, channels: int, **common: Any) -> ConvEncoder:
@@ -151,3 +265,8 @@ def _original_dit(model: Any, channels: int, **common: Any) -> OriginalDiT:
 
 ENCODERS = {"conv": _conv_encoder, "original": _original_encoder}
 VELOCITIES = {"dit": _dit, "unet": _unet, "original": _original_dit}
+KINDS = {
+    "flow": build_flow_autoencoder,
+    "kl": build_conv_autoencoder,
+    "aura": build_conv_autoencoder,
+}

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from efae_jax import flow, groups, sampling
 from efae_jax.models.functional import Net, Params
+from efae_jax.models.latent import Normalisation, Posterior
 
 
 class FlowAutoencoder:
@@ -24,7 +25,10 @@ class FlowAutoencoder:
       representation: of the group, on the C channels of the latent.
       learned: None, or how Q comes from the free matrix: "cayley" or "expm".
       clamp: limit of the latent's absolute value, or None.
+      normalisation: to the units of a diffusion model.
     """
+
+    is_flow = True
 
     def __init__(
         self,
@@ -33,7 +37,10 @@ class FlowAutoencoder:
         representation: groups.Representation,
         learned: str | None = None,
         clamp: float | None = None,
+        normalisation: Normalisation = Normalisation(),  # noqa: B008  (it is frozen)
     ):
+        normalisation.check(representation.channels)
+        self.normalise, self.denormalise = normalisation.normalise, normalisation.denormalise
         self.encoder, self.velocity_net = encoder, velocity
         self.group, self.representation = representation.group, representation
         self.learned, self.clamp = learned, clamp
@@ -49,6 +56,14 @@ class FlowAutoencoder:
             shape = (self.representation.channels,) * 2
             params["basis"] = 0.02 * jax.random.normal(basis_key, shape)
         return params
+
+    def views(self, x: Float[Array, "B H W c"]) -> tuple[Array, Array]:
+        """What the encoder takes and what the decoder should return: both are the image."""
+        return x, x
+
+    def posterior(self, params: Params, x: Float[Array, "B H W c"]) -> Posterior:
+        """All mass on the latent: the encoder is deterministic."""
+        return Posterior(self.encode(params, x))
 
     def encode(self, params: Params, x: Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
         """z = E(x), for pixels in [-1, 1], clamped if the model says so."""
