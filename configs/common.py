@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.data.data_dir = ""  # where tfds data sets are prepared; empty: its own default
     c.data.size = (32, 32)  # height, width
     c.data.channels = 3  # 3: RGB, 1: grey
-    c.data.crop = "random"  # of training images: random or center
+    c.data.crop = "random"  # of training images: random, center, or mixed: half at their own size
     c.data.flip = False  # mirror half of the training images
     c.data.pad = 0  # black pixels on every side, within `size`
     c.data.train_split = "train"
@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     c.optim.warmup = 100  # steps
     c.optim.schedule = "cosine"  # constant, cosine, linear
     c.optim.clip = 1.0  # global norm of the gradient; 0: none
+    c.optim.rates = ()  # ((regex, lr), ...): other peak rates of single parameters
 
     c.ema = ConfigDict()
     c.ema.decay = 0.999  # of the averaged weights that evaluation uses; 0: none

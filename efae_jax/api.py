@@ -1,8 +1,9 @@
-"""Trained models as objects: what `efae_jax.load` returns."""
+"""Trained and imported models as objects: what `efae_jax.load` returns."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -15,16 +16,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from efae_jax import sampling
+from efae_jax import convert, sampling
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
 from efae_jax.errors import UserError
-from efae_jax.methods import make_method
 from efae_jax.methods.base import Autoencoder, to_float
+from efae_jax.models.build import build_autoencoder
+from efae_jax.models.latent import Posterior
 from efae_jax.sharding import make_mesh, tree_shardings
+
+PLAYER = "autoencoder"  # under this name every method trains the model that users see
 
 
 class Restored(NamedTuple):
-    """A trained model: the autoencoder, its averaged weights, its config, the step."""
+    """A trained or imported model: the autoencoder, its (averaged) weights, config, step."""
 
     model: Autoencoder
     params: Any
@@ -47,8 +51,7 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
     workdir = Path(workdir)
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train first, or give another directory")
-    method = make_method(config)
-    player = method.players[0]
+    model = _build(config)
     checkpoints = Checkpoints(workdir)
     try:
         steps = checkpoints.steps()
@@ -60,7 +63,7 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
                 f"{workdir} holds no checkpoint of step {step}; there are "
                 f"{', '.join(map(str, steps))}"
             )
-        shapes = {"ema": jax.eval_shape(method.init, jax.random.key(0))}
+        shapes = {"ema": {PLAYER: jax.eval_shape(model.init, jax.random.key(0))}}
         shardings = tree_shardings(shapes, config.mesh.rules, mesh)
         abstract = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -70,25 +73,67 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
         state, _ = checkpoints.restore(abstract, step)
     finally:
         checkpoints.close()
-    return Restored(method.autoencoder, state["ema"][player], config, step)
+    return Restored(model, state["ema"][PLAYER], config, step)
+
+
+def _build(config: Any) -> Autoencoder:
+    try:
+        return build_autoencoder(config)
+    except ValueError as error:  # the models know no UserError
+        raise UserError(str(error)) from error
 
 
 class Model:
-    """A trained autoencoder, ready to use; every method is jitted.
+    """An autoencoder, ready to use; every method is jitted. Latents are in its own units.
 
     Attributes:
       group: of the latent's symmetries; `group.elements` are their names.
-      config: that trained it.
-      params: its averaged weights.
+      config: that describes it.
+      params: its (averaged) weights.
+      step: of the training run that it comes from.
+      factor: side of the images that `encode` takes / side of the latent; None for a latent
+        without positions.
+      upscale: side of the images that `decode` gives / side of those that `encode` takes.
     """
 
     def __init__(self, restored: Restored):
         self._model, self.params = restored.model, restored.params
         self.config, self.step = restored.config, restored.step
         self.group = self._model.group
+        self.factor, self.upscale = self._model.factor, self._model.upscale
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What this model is: kind, source, step, and the sha256 of its weights."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+            digest.update(np.asarray(leaf, order="C").tobytes())
+        model = self.config.model
+        return {
+            "kind": model.kind,
+            "source": model.get("source", ""),
+            "step": self.step,
+            "sha256": digest.hexdigest(),
+        }
+
+    def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Latents in the units of a diffusion model: by scaling, shift, or mean and std."""
+        return self._model.normalise(z)
+
+    def denormalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Back to the model's own units, which `decode` takes."""
+        return self._model.denormalise(z)
 
     def encode(self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
-        """Latents of images: uint8, or floats in [-1, 1], NHWC."""
+        """Latents of images: uint8, or floats in [-1, 1], NHWC. The mode of a posterior."""
+        return self._encode(self.params, self._pixels(x))
+
+    def posterior(self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"]) -> Posterior:
+        """q(z | x): its mean, log-variance (None if deterministic), samples and KL."""
+        return self._posterior(self.params, self._pixels(x))
+
+    def _pixels(self, x: Any) -> Float[Array, "B H W c"]:
         x = jnp.asarray(x)
         if x.ndim != 4 or x.shape[-1] != self.config.data.channels:
             raise ValueError(
@@ -96,7 +141,7 @@ class Model:
             )
         if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"encode: pixels are uint8, or floats in [-1, 1], not {x.dtype}")
-        return self._encode(self.params, to_float(x) if x.dtype == jnp.uint8 else x)
+        return to_float(x) if x.dtype == jnp.uint8 else x
 
     def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """rho(g) z, for one element by name ("h") or an index per example."""
@@ -109,30 +154,32 @@ class Model:
     def decode(
         self,
         z: Float[Array, "B ..."],
-        key: PRNGKeyArray,
+        key: PRNGKeyArray | None = None,
         steps: int | None = None,
         *,
         solver: str | None = None,
         guidance: float | None = None,
+        clip: bool = True,
     ) -> Float[Array, "B H W c"]:
-        """Samples of p(x | z), in [-1, 1].
+        """Images of latents; of a flow, samples of p(x | z).
 
         Args:
           z: latents.
-          key: of the noise that the flow starts from.
-          steps, solver, guidance: of the flow; those of `config.eval` unless given.
+          key: of the noise that a flow starts from; other decoders need none.
+          steps, solver, guidance: of a flow; those of `config.eval` unless given.
+          clip: to [-1, 1].
         """
-        c = self.config.eval
-        if steps is not None and steps < 1:
+        given = {"steps": steps, "solver": solver, "guidance": guidance}
+        given = {name: value for name, value in given.items() if value is not None}
+        options = self._model.decode_options(self.config.eval)
+        if extra := [name for name in given if name not in options]:
+            raise ValueError(f"decode: {', '.join(extra)} belong to flow decoders only")
+        options |= given
+        if self._model.is_flow and key is None:
+            raise ValueError("decode: a flow decoder samples; give it a jax.random.key")
+        if options.get("steps", 1) < 1:
             raise ValueError(f"decode: steps={steps} must be at least 1")
-        return self._decode(
-            self.params,
-            z,
-            key,
-            c.steps if steps is None else steps,
-            c.solver if solver is None else solver,
-            c.guidance if guidance is None else guidance,
-        )
+        return self._decode(self.params, z, key, clip, tuple(sorted(options.items())))
 
     def bits_per_dimension(
         self,
@@ -154,6 +201,8 @@ class Model:
           probes: Hutchinson probes; None for the exact trace, which costs one product
             for every number of an image.
         """
+        if not self._model.is_flow:
+            raise ValueError("bits_per_dimension: only a flow decoder gives a likelihood")
         x = jnp.asarray(x)
         if x.dtype != jnp.uint8:
             raise ValueError(f"bits_per_dimension: images are uint8, not {x.dtype}")
@@ -177,18 +226,24 @@ class Model:
         return jax.jit(self._model.encode)
 
     @functools.cached_property
+    def _posterior(self) -> Any:
+        return jax.jit(self._model.posterior)
+
+    @functools.cached_property
     def _act(self) -> Any:
         return jax.jit(self._model.act)
 
     @functools.cached_property
     def _decode(self) -> Any:
-        def decode(params: Any, z: Array, key: Array, steps: int, solver: str, guidance: float):
-            shape = (z.shape[0], *self._image_size(z), self.config.data.channels)
-            noise = jax.random.normal(key, shape)
-            x = self._model.decode(params, z, noise, steps=steps, solver=solver, guidance=guidance)
-            return jnp.clip(x, -1, 1)
+        def decode(params: Any, z: Array, key: Array | None, clip: bool, options: tuple):
+            noise = None
+            if self._model.is_flow:
+                shape = (z.shape[0], *self._image_size(z), self.config.data.channels)
+                noise = jax.random.normal(key, shape)
+            x = self._model.decode(params, z, noise, **dict(options))
+            return jnp.clip(x, -1, 1) if clip else x
 
-        return jax.jit(decode, static_argnums=(3, 4, 5))
+        return jax.jit(decode, static_argnums=(3, 4))
 
     @functools.cached_property
     def _bits(self) -> Any:
@@ -209,25 +264,46 @@ class Model:
 
     def _image_size(self, z: Array) -> tuple[int, int]:
         """Latents of other sides than the config's decode to images of other sides."""
-        height, width = self.config.data.size
-        if z.ndim == 2:
-            return height, width
-        abstract = jax.ShapeDtypeStruct((1, height, width, self.config.data.channels), jnp.float32)
-        side = jax.eval_shape(self._model.encode, self.params, abstract).shape[1]
-        return z.shape[1] * height // side, z.shape[2] * height // side
+        if self.factor is None:
+            return tuple(self.config.data.size)
+        return z.shape[1] * self.factor, z.shape[2] * self.factor
 
 
-def load(workdir: str | os.PathLike[str], step: int | None = None) -> Model:
-    """The trained model of a work directory, on this machine's devices.
+def load(
+    source: str | os.PathLike[str], step: int | None = None, dtype: str | None = None
+) -> Model:
+    """A model on this machine's devices.
 
     Args:
-      workdir: of a training run on any number of devices, or of an import.
-      step: of the checkpoint; the newest unless given.
+      source: the work directory of a training run (on any number of devices) or of an
+        import; or weights that `efae_jax import` reads: a file, a folder, or the id of a
+        repository on the hub, such as "stabilityai/sd-vae-ft-ema".
+      step: of a work directory's checkpoint; the newest unless given.
+      dtype: of the computation, "float32", "bfloat16" or "auto"; the config's unless given.
 
     Raises:
       UserError: when no model is there.
     """
-    return Model(restore(Path(workdir), config_of(workdir), make_mesh(), step))
+    if not (Path(source) / "config.json").exists() or not (Path(source) / FOLDER).exists():
+        return _load_weights(source, step, dtype)
+    config = config_of(source)
+    _set_dtype(config, dtype)
+    return Model(restore(Path(source), config, make_mesh(), step))
+
+
+def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str | None) -> Model:
+    if step is not None:
+        raise UserError(f"{source} is no work directory, so it has no checkpoint of step {step}")
+    imported = convert.read_model(source)
+    _set_dtype(imported.config, dtype)
+    params = jax.device_put(imported.params)
+    return Model(Restored(_build(imported.config), params, imported.config, 0))
+
+
+def _set_dtype(config: ConfigDict, dtype: str | None) -> None:
+    if dtype is not None:
+        with config.unlocked():
+            config.dtype = dtype
 
 
 def config_of(workdir: str | os.PathLike[str]) -> ConfigDict:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from efae_jax.errors import UserError
@@ -33,10 +34,10 @@ MAY_CHANGE = (
 class Checkpoints:
     """The checkpoints of a work directory.
 
-    Each holds the items "params", "ema", "opt" and "step" of the state, "data" (the
-    number of training examples consumed) and "config". Saving is asynchronous: the
-    arrays are copied, then written by a thread. A save that is cut off leaves a
-    temporary folder, and the checkpoint before it stays the latest.
+    Each holds the items "params", "ema", "opt", "variables" (where the method has any) and
+    "step" of the state, "data" (the number of training examples consumed) and "config". Saving
+    is asynchronous: the arrays are copied, then written by a thread. A save that is cut off
+    leaves a temporary folder, and the checkpoint before it stays the latest.
 
     Args:
       workdir: holds them in its folder `checkpoints`.
@@ -89,17 +90,19 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         folder = self._manager.directory / str(step)
-        if missing := [name for name in abstract_state if not (folder / name).exists()]:
+        wanted = _items(abstract_state)
+        if missing := [name for name in wanted if not (folder / name).exists()]:
             raise UserError(
                 f"{self._manager.directory} holds a model without {', '.join(missing)}, so "
                 "training cannot go on there; give another --workdir"
             )
-        wanted = _items(abstract_state)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(**items, data=ocp.args.JsonRestore())
         )
-        state = {name: restored[name] for name in wanted}
+        state = {name: restored[name] for name in wanted} | {
+            name: tree for name, tree in abstract_state.items() if not jax.tree.leaves(tree)
+        }
         if "step" in state:
             state["step"] = state["step"]["value"]
         return state, restored["data"]["examples"]
@@ -159,8 +162,9 @@ def write_config(workdir: Path, config: dict) -> None:
 
 
 def _items(state: dict[str, Any]) -> dict[str, Any]:
-    # An item is a tree; the step is a bare scalar.
-    return {k: {"value": v} if k == "step" else v for k, v in state.items()}
+    # An item is a tree that holds something; the step is a bare scalar.
+    state = {k: {"value": v} if k == "step" else v for k, v in state.items()}
+    return {k: v for k, v in state.items() if jax.tree.leaves(v)}
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:

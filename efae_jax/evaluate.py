@@ -107,15 +107,6 @@ class Evaluator:
                 return
 
 
-def decode_options(config: Any) -> dict[str, Any]:
-    """How evaluation decodes: the flow's steps, solver and guidance."""
-    return {
-        "steps": config.eval.steps,
-        "solver": config.eval.solver,
-        "guidance": config.eval.guidance,
-    }
-
-
 def noise_of(seed: int, index_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The sampler's noise for each image: a function of the seed and the image's index."""
     key = jax.random.key(seed)
@@ -124,21 +115,23 @@ def noise_of(seed: int, index_B: jax.Array, shape: tuple[int, ...]) -> jax.Array
 
 def make_eval_step(model: Autoencoder, config: Any) -> Any:
     """(params, images uint8[B,H,W,C], index[B]) -> {figure: [G, B]}, for `jax.jit`."""
-    options = decode_options(config)
+    options = model.decode_options(config.eval)
 
     def eval_step(params: Any, image: jax.Array, index_B: jax.Array) -> dict[str, jax.Array]:
-        x = to_float(image)
+        x, target = model.views(to_float(image))
         z = model.encode(params, x)
-        noise = noise_of(config.seed, index_B, x.shape[1:])
+        noise = noise_of(config.seed, index_B, x.shape[1:]) if model.is_flow else None
 
         def one_element(g: jax.Array) -> dict[str, jax.Array]:
             g_B = jnp.full(x.shape[0], g)
-            gx, gz = model.act_image(g_B, x), model.act(params, g_B, z)
-            decoded = model.decode(params, gz, model.act_image(g_B, noise), **options)
+            gz, g_target = model.act(params, g_B, z), model.act_image(g_B, target)
+            g_noise = model.act_image(g_B, noise) if model.is_flow else None
+            decoded = model.decode(params, gz, g_noise, **options)
+            encoded = model.encode(params, model.act_image(g_B, x))
             return {
-                "psnr": psnr(decoded, gx),
-                "ssim": ssim(decoded, gx),
-                "equivariance_error": equivariance_error(gz, model.encode(params, gx)),
+                "psnr": psnr(decoded, g_target),
+                "ssim": ssim(decoded, g_target),
+                "equivariance_error": equivariance_error(gz, encoded),
             }
 
         return jax.lax.map(one_element, jnp.arange(model.group.order))
@@ -153,7 +146,7 @@ def check_evaluation(model: Autoencoder, params: Any, config: Any, mesh: Mesh) -
         raise UserError(
             f"config.eval.batch_size={size} must be a positive multiple of the {mesh.size} devices"
         )
-    for name, least in (("pictures", 1), ("steps", 1), ("num_images", 0), ("every", 0)):
+    for name, least in (("pictures", 1), ("num_images", 0), ("every", 0)):
         if config.eval[name] < least:
             raise UserError(f"config.eval.{name}={config.eval[name]} must be at least {least}")
     try:
@@ -187,7 +180,8 @@ def evaluate_workdir(
     check_evaluation(restored.model, restored.params, config, mesh)
     out = workdir / "eval"
     record = evaluate(restored.model, restored.params, config, mesh, out, restored.step)
-    say(f"pictures and figures: {out}/equivariance.png, flow.gif, figures.json")
+    names = ["equivariance.png", "flow.gif"][: 1 + restored.model.is_flow]
+    say(f"pictures and figures: {out}/{', '.join([*names, 'figures.json'])}")
     return record
 
 
@@ -202,7 +196,7 @@ def evaluate(
     """Evaluates, prints the table, and writes figures and pictures into a folder.
 
     `figures.json`, `figures.txt` (the table), `equivariance.png` (held-out images beside
-    decode(rho(g) E(x)) for every g) and `flow.gif` (from noise to those images).
+    decode(rho(g) E(x)) for every g) and, of a flow, `flow.gif` (from noise to those images).
 
     Args:
       model, params: the autoencoder.
@@ -223,9 +217,10 @@ def evaluate(
         "group": model.group.name,
         "representation": config.group.representation,
         "data": {"source": config.data.source, "path": config.data.path, "split": "test"},
-        "decode": decode_options(config),
+        "decode": model.decode_options(config.eval),
         "protocol": "means over images of per-image figures; pixels clipped to [-1, 1], range 2; "
-        "SSIM with an 11-pixel Gaussian window; the sampler's noise is transformed along",
+        "SSIM with an 11-pixel Gaussian window"
+        + ("; the sampler's noise is transformed along" if model.is_flow else ""),
         "figures": figures,
         "seconds": round(time.monotonic() - start, 1),
         "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
@@ -234,7 +229,7 @@ def evaluate(
     # Every process takes part in decoding, the first one writes.
     images = first_images(evaluator.source, config, config.eval.pictures)
     shown = pictures.decode_for_pictures(
-        model, params, images, decode_options(config), config.seed, replicated(mesh)
+        model, params, images, config.eval, config.seed, replicated(mesh)
     )
     if jax.process_index() != 0:
         return record

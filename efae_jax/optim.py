@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jax
 import optax
 
 from efae_jax.errors import UserError
@@ -39,17 +41,59 @@ def make_schedule(config: Any, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by global norm (clip > 0), then AdamW.
+    """Gradient clipping by global norm (clip > 0), then AdamW, then rates of single parameters.
 
     With weight_decay = 0 it is Adam.
 
     Args:
-      config: `config.optim`.
+      config: `config.optim`, or another player's.
       steps: of the whole run.
     """
-    optimizer = optax.adamw(
-        make_schedule(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay
-    )
+    parts = [
+        optax.adamw(
+            make_schedule(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+        )
+    ]
     if config.clip > 0:
-        return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
-    return optimizer
+        parts.insert(0, optax.clip_by_global_norm(config.clip))
+    if config.rates:
+        parts.append(_scale_by_rates(config.rates, config.lr))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def _scale_by_rates(rates: Any, lr: float) -> optax.GradientTransformation:
+    """Updates times rate / lr, for the first (regex, rate) whose regex is in a path.
+
+    A parameter that no rule covers keeps lr; a rule that covers none is a mistake.
+    """
+    for rule in rates:
+        if len(rule) != 2 or not isinstance(rule[0], str) or not rule[1] >= 0:
+            raise UserError(
+                f"config.optim.rates: {rule!r} is not (regex, learning rate of at least 0)"
+            )
+    if not lr > 0:
+        raise UserError(f"config.optim.lr={lr} must be positive where rates are given")
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        used = set()
+
+        def one(path: Any, update: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            for pattern, rate in rates:
+                if re.search(pattern, name):
+                    used.add(pattern)
+                    return update * (rate / lr)
+            return update
+
+        scaled = jax.tree_util.tree_map_with_path(one, updates)
+        if unused := {pattern for pattern, _ in rates} - used:
+            raise UserError(
+                f"config.optim.rates: no parameter's path contains {', '.join(sorted(unused))}"
+            )
+        return scaled
+
+    return optax.stateless(scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,21 +37,22 @@ class Shown(NamedTuple):
     """What the pictures show, for every element and image: arrays [G, N, ...].
 
     target: g x; decoded: decode(rho(g) E(x), g e), with psnr between the two in dB;
-    states: [G, T, N, ...], from the noise g e to an image, in T - 1 = `GIF_FRAMES` steps.
+    states: [G, T, N, ...], from the noise g e to an image, in T - 1 = `GIF_FRAMES` steps;
+    None where the decoder is no flow.
     Pixels are uint8.
     """
 
     target: np.ndarray
     decoded: np.ndarray
     psnr: np.ndarray
-    states: np.ndarray
+    states: np.ndarray | None
 
 
 def decode_for_pictures(
     model: Autoencoder,
     params: Any,
     image: np.ndarray,
-    options: dict[str, Any],
+    config: Any,
     seed: int,
     sharding: jax.sharding.Sharding,
 ) -> Shown:
@@ -59,40 +61,44 @@ def decode_for_pictures(
     Args:
       model, params: the autoencoder.
       image: uint8[N,H,W,C].
-      options: of `model.decode`: steps, solver, guidance.
+      config: `config.eval`, which says how to decode.
       seed: of the sampler's noise.
       sharding: of the results: whole on every process.
     """
 
-    def decode_all(params: Any, image: jax.Array, steps: int, trajectory: bool) -> Any:
-        x = to_float(image)
+    options = model.decode_options(config)
+
+    def decode_all(params: Any, image: jax.Array, **options: Any) -> Any:
+        x, target = model.views(to_float(image))
         z = model.encode(params, x)
-        noise = jax.random.normal(jax.random.key(seed), x.shape)
+        noise = jax.random.normal(jax.random.key(seed), x.shape) if model.is_flow else None
 
         def one(g: jax.Array) -> Any:
             g_B = jnp.full(x.shape[0], g)
-            decoded = model.decode(
-                params,
-                model.act(params, g_B, z),
-                model.act_image(g_B, noise),
-                **{**options, "steps": steps},
-                trajectory=trajectory,
-            )
-            return model.act_image(g_B, x), decoded
+            g_noise = model.act_image(g_B, noise) if model.is_flow else None
+            decoded = model.decode(params, model.act(params, g_B, z), g_noise, **options)
+            return model.act_image(g_B, target), decoded
 
         return jax.lax.map(one, jnp.arange(model.group.order))
 
-    decode_all = jax.jit(decode_all, static_argnums=(2, 3), out_shardings=sharding)
-    target, decoded = decode_all(params, jnp.asarray(image), options["steps"], False)
+    def run(**options: Any) -> Any:
+        program = jax.jit(functools.partial(decode_all, **options), out_shardings=sharding)
+        return program(params, jnp.asarray(image))
+
+    target, decoded = run(**options)
     quality = jax.vmap(psnr)(decoded, target)
-    _, (_, states) = decode_all(params, jnp.asarray(image), GIF_FRAMES, True)
-    return Shown(to_pixels(target), to_pixels(decoded), np.asarray(quality), to_pixels(states))
+    states = None
+    if model.is_flow:
+        _, (_, states) = run(**{**options, "steps": GIF_FRAMES}, trajectory=True)
+        states = to_pixels(states)
+    return Shown(to_pixels(target), to_pixels(decoded), np.asarray(quality), states)
 
 
 def write_pictures(elements: tuple[str, ...], shown: Shown, out: Path) -> None:
-    """Writes `equivariance.png` and `flow.gif` into a folder."""
+    """Writes `equivariance.png` and, of a flow, `flow.gif` into a folder."""
     _equivariance(elements, shown.target, shown.decoded, shown.psnr, out / "equivariance.png")
-    _flow(elements, shown.states, out / "flow.gif")
+    if shown.states is not None:
+        _flow(elements, shown.states, out / "flow.gif")
 
 
 def to_pixels(x: Any) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,19 @@ IN_FLIGHT = 2
 
 
 class Run:
-    """What a config means on this machine: method, mesh, step function, layout of the state.
+    """What a config means on this machine: method, mesh, step programs, layout of the state.
 
-    Building one compiles nothing and allocates nothing on the devices, but traces one
-    training step and one evaluation step abstractly, so that whatever does not fit in
+    Building one compiles nothing and allocates nothing on the devices, but traces the
+    training steps and one evaluation step abstractly, so that whatever does not fit in
     the config ends here.
 
     Args:
       config: as `configs/` make them.
       devices: all of them unless told otherwise.
+
+    Attributes:
+      programs: the compiled step for every plan of the method that has come up.
+      compile_seconds: spent on compiling them.
 
     Raises:
       UserError: one line that says what does not fit and what is allowed.
@@ -52,8 +58,10 @@ class Run:
         self._check_numbers()
         try:
             self.method: Method = make_method(config)
+            first, *others = self.method.players
+            settings = {first: config.optim} | {p: config[f"optim_{p}"] for p in others}
             self.optimizers = {
-                player: make_optimizer(config.optim, config.train.steps)
+                player: make_optimizer(settings[player], config.train.steps)
                 for player in self.method.players
             }
             step = make_train_step(
@@ -65,7 +73,9 @@ class Run:
             )
             self._init = lambda key: init_state(self.method, self.optimizers, key)
             shapes = jax.eval_shape(self._init, jax.random.key(0))
-            jax.eval_shape(step, shapes, self._abstract_batch())
+            for plan in self.method.plans():
+                traced = functools.partial(step, plan=plan)
+                jax.eval_shape(traced, shapes, self._abstract_batch(), self.method.frozen)
             autoencoder = self.method.autoencoder
             check_evaluation(autoencoder, shapes["ema"][self.method.players[0]], config, self.mesh)
         except ValueError as error:  # the mathematics and the models know no UserError
@@ -76,17 +86,41 @@ class Run:
             shapes,
             self.state_shardings,
         )
-        self.step = jax.jit(
+        self._step = jax.jit(
             step,
-            in_shardings=(self.state_shardings, batch_sharding(self.mesh)),
+            in_shardings=(self.state_shardings, batch_sharding(self.mesh), replicated(self.mesh)),
             out_shardings=(self.state_shardings, replicated(self.mesh)),
             donate_argnums=0,
+            static_argnums=3,
         )
+        self.programs: dict[Hashable, Any] = {}
+        self.compile_seconds = 0.0
 
     def init(self) -> dict[str, Any]:
-        """The state of step 0, every array made where it belongs."""
+        """The state of step 0, every array made where it belongs; pretrained parts replaced."""
         init = jax.jit(self._init, out_shardings=self.state_shardings)
-        return init(jax.random.key(self.config.seed))
+        state = init(jax.random.key(self.config.seed))
+        for player, part in self.method.load_pretrained().items():
+            for tree in (state["params"], state["ema"]):
+                if player in tree:
+                    tree[player] = _replace(tree[player], part)
+        return state
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The weights that nobody trains, on every device."""
+        return jax.device_put(self.method.load_frozen(), replicated(self.mesh))
+
+    def step(
+        self, state: dict[str, Any], batch: dict[str, jax.Array], plan: Hashable = None
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """One training step by the program of a plan, compiled when the plan first comes up."""
+        if plan not in self.programs:
+            start = time.monotonic()
+            lowered = self._step.lower(state, batch, self.frozen, plan)
+            self.programs[plan] = lowered.compile()
+            self.compile_seconds += time.monotonic() - start
+        return self.programs[plan](state, batch, self.frozen)
 
     def _check_numbers(self) -> None:
         config, train, devices = self.config, self.config.train, self.mesh.size
@@ -117,6 +151,13 @@ class Run:
             "image": jax.ShapeDtypeStruct((size, *c.size, c.channels), jnp.uint8),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
+
+
+def _replace(tree: Any, part: Any) -> Any:
+    """The tree with the leaves of `part` in place of its own, laid out as its own were."""
+    if not isinstance(part, dict):
+        return jax.device_put(np.asarray(part, tree.dtype), tree.sharding)
+    return {k: _replace(v, part[k]) if k in part else v for k, v in tree.items()}
 
 
 def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,17 +234,30 @@ def _loop(
             return
         figures = _collect(done)
         rate = progress.report(step, figures[loss_name])
-        figures |= {"images_per_second": rate, "learning_rate": float(schedule(step - 1))}
+        figures |= {
+            "images_per_second": rate,
+            "learning_rate": float(schedule(step - 1)),
+            "programs": len(run.programs),
+            "compile_seconds": run.compile_seconds,
+        }
         writer.write(step, figures)
 
     say(
         f"training {config.method}, {total - start:,} steps of {batch_size} images, "
         f"{run.mesh.size} device(s); the first step is compiled, then its speed is shown"
     )
+    several = len(run.method.plans()) > 1
     with TrainProgress(start, total, batch_size) as progress:
         batch = put_batch(run.mesh, next(batches))
         for step in range(start + 1, total + 1):
-            state, metrics = run.step(state, batch)
+            plan, known = run.method.plan(step - 1), len(run.programs)
+            state, metrics = run.step(state, batch, plan)
+            if several and len(run.programs) > known:
+                say(
+                    f"step {step:,}: compiled program {len(run.programs)} of "
+                    f"{len(run.method.plans())} ({plan}); {run.compile_seconds:.0f} s in all so far"
+                )
+                progress.restart_clock(step)
             pending.append((step, metrics))
             if step < total:  # read and send the next batch while this step runs
                 batch = put_batch(run.mesh, next(batches))

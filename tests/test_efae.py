@@ -17,7 +17,7 @@ from efae_jax import groups
 from efae_jax.errors import UserError
 from efae_jax.flow import expand
 from efae_jax.methods import efae, make_method
-from efae_jax.methods.base import to_float
+from efae_jax.methods.base import Context, to_float
 
 BATCH = 6
 
@@ -78,6 +78,9 @@ def nothing(z, x, t_B):
     return 0 * x
 
 
+CONTEXT = Context(step=0, variables={}, passed={}, frozen={}, plan=None)
+
+
 def noise_of(seen):
     """e of x_t = (1 - t) x + t e, where the latents are x."""
     t = expand(seen["t"], seen["x_t"])
@@ -92,7 +95,8 @@ def recorded_loss(field, group="z2xz2", data=None, **overrides):
         method = make_method(tiny(**no_extras | overrides))
 
     def run(keys_B):
-        return *method.loss("autoencoder", {"autoencoder": {}}, data, keys_B), model.seen
+        outcome = method.loss("autoencoder", {"autoencoder": {}}, data, keys_B, CONTEXT)
+        return outcome.loss_B, outcome.metrics, model.seen
 
     loss_B, figures, seen = jax.device_get(quick_jit(run)(keys(len(data["image"]))))
     return types.SimpleNamespace(loss=loss_B, figures=figures, seen=seen)
@@ -186,7 +190,9 @@ def draw(method, seed=0):
 def loss_of(config):
     method = make_method(config)
     params = draw(method)
-    run = quick_jit(lambda data, keys_B: method.loss("autoencoder", params, data, keys_B)[0])
+    run = quick_jit(
+        lambda data, keys_B: method.loss("autoencoder", params, data, keys_B, CONTEXT).loss_B
+    )
     return lambda data=None, keys_B=None: np.asarray(
         run(data or batch(), keys() if keys_B is None else keys_B)
     )
@@ -223,7 +229,7 @@ def test_the_control_equals_the_trivial_group(loss):
 def test_the_gradient_reaches_every_parameter_and_the_learned_basis():
     method = make_method(tiny(group__learned="cayley", model__velocity__depth=1))
     params = draw(method)
-    mean = lambda p: method.loss("autoencoder", p, batch(), keys())[0].mean()  # noqa: E731
+    mean = lambda p: method.loss("autoencoder", p, batch(), keys(), CONTEXT).loss_B.mean()  # noqa: E731
     gradient = quick_jit(jax.grad(mean))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path

@@ -22,6 +22,13 @@ class Blocks:
 
     group = group("z2xz2")
     matrices = representation(group, "3*trivial").matrices
+    is_flow = True
+
+    def views(self, x):
+        return x, x
+
+    def decode_options(self, config):
+        return {}
 
     def encode(self, params, x):
         return x.reshape(x.shape[0], 4, 2, 4, 2, 3).mean((2, 4))

@@ -7,16 +7,17 @@ from conftest import ROOT
 PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
-    {"errors", "groups", "flow", "sampling", "metrics"},
+    {"errors", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
     {"models", "data", "sharding", "optim", "logs"},
+    {"convert"},
     {"methods"},
-    {"state", "checkpoint", "convert", "pictures"},
+    {"state", "checkpoint", "pictures"},
     {"api"},
     {"evaluate"},
     {"train"},
     {"__main__"},
 ]
-MATHEMATICS = {"groups", "flow", "sampling", "metrics"}
+MATHEMATICS = {"groups", "flow", "losses", "sampling", "metrics"}
 
 
 def imports(path):

@@ -92,7 +92,7 @@ def test_rematerialisation_changes_nothing(one_device):
 
 def test_one_program_and_donated_state(one_device):
     run, _, state = one_device
-    assert run.step._cache_size() == 1
+    assert len(run.programs) == 1
     batch = {
         "image": np.zeros((8, 8, 8, 3), np.uint8),
         "label": np.zeros(8, np.int32),
@@ -100,7 +100,7 @@ def test_one_program_and_donated_state(one_device):
     kernel = state["params"]["autoencoder"]["encoder"]["stem"]["kernel"]
     copy = jax.tree.map(jnp.copy, state)
     run.step(copy, put_batch(run.mesh, batch))
-    assert run.step._cache_size() == 1
+    assert len(run.programs) == 1
     assert copy["params"]["autoencoder"]["encoder"]["stem"]["kernel"].is_deleted()
     assert not kernel.is_deleted()
 
@@ -285,7 +285,7 @@ def test_nothing_waits_for_the_step_just_started(tmp_path, monkeypatch):
         ({"latent__clamp": -1.0}, "config.latent.clamp=-1.0"),
         ({"group__name": "z3"}, "z3"),
         ({"group__name": "d4", "group__representation": "8*A1", "data__size": (8, 16)}, "square"),
-        ({"group__representation": "3*trivial"}, "latent_channels is 8"),
+        ({"group__representation": "3*trivial"}, "the latent has 8"),
         ({"data__size": (10, 8)}, "multiples of 4"),
         ({"model__velocity__patch": 3}, "one must divide the other"),
         ({"model__velocity__kind": "gan"}, "dit, unet, original"),

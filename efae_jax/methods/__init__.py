@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from efae_jax.errors import UserError
+from efae_jax.methods.aura_equivae import AuraEquiVAE
 from efae_jax.methods.base import Method
 from efae_jax.methods.efae import EFAE
 
-METHODS = {"efae": EFAE}
+METHODS = {"efae": EFAE, "aura_equivae": AuraEquiVAE}
 
 
 def make_method(config: Any) -> Method:

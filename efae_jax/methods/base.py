@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
@@ -20,9 +22,17 @@ class Autoencoder(Protocol):
 
     `params` is the model's own tree; images are floats in [-1, 1], NHWC; group elements
     are indices, one per example.
+
+    Attributes:
+      group: that acts on images and latents.
+      is_flow: the decoder samples, starting from noise.
     """
 
     group: Any
+    is_flow: bool
+
+    def views(self, x: Float[Array, "B H W c"]) -> tuple[Array, Array]:
+        """What the encoder takes and what the decoder should return, of the data's images."""
 
     def encode(self, params: Params, x: Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
         """Images to latents."""
@@ -35,32 +45,106 @@ class Autoencoder(Protocol):
     def act_image(self, g_B: Int[Array, " B"], x: Float[Array, "B H W c"]) -> Array:
         """g x."""
 
-    def decode(self, params: Params, z: Array, noise: Array, **options: Any) -> Array:
-        """Latents to images; a deterministic decoder ignores the noise."""
+    def decode_options(self, config: Any) -> dict[str, Any]:
+        """The options of `decode` that `config.eval` asks for."""
+
+    def decode(self, params: Params, z: Array, noise: Array | None, **options: Any) -> Array:
+        """Latents to images; only a flow needs noise, of the images' shape."""
 
 
-class Method(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a loss may depend on beside parameters, examples and their keys.
+
+    Attributes:
+      step: number of steps done before this one.
+      variables: what the method carries from step to step and nobody trains.
+      passed: what the players before this one handed on in this step.
+      frozen: weights that nobody trains, as `Method.load_frozen` gave them.
+      plan: what `Method.plan` chose for this step; a constant of the compiled program.
+    """
+
+    step: Int[Array, ""]
+    variables: Params
+    passed: dict[str, Array]
+    frozen: Params
+    plan: Hashable
+
+
+class Outcome(NamedTuple):
+    """What a loss gives.
+
+    Attributes:
+      loss_B: one value per example; its mean is minimised.
+      metrics: further figures, scalars or one per example.
+      variables: those of the context, updated.
+      passed: arrays with the examples first, for the players that come after.
+    """
+
+    loss_B: Float[Array, " B"]
+    metrics: dict[str, Array]
+    variables: Params
+    passed: dict[str, Array]
+
+
+class Method:
     """One way to train: who is trained, from where, by which loss.
 
     The loop updates the players in order, each by its own loss and optimiser. One
     player is plain training; an autoencoder and a discriminator make a GAN.
 
     Attributes:
-      players: their names, in the order of their updates.
+      players: their names, in the order of their updates; the first is "autoencoder". Its
+        optimiser is `config.optim`, another player's `config.optim_NAME`.
       autoencoder: the model that evaluation and users see; its parameters are those of
         the first player.
+      frozen: shapes of the weights that nobody trains.
     """
 
-    players: tuple[str, ...]
+    players: tuple[str, ...] = ("autoencoder",)
     autoencoder: Autoencoder
+    frozen: dict[str, Any] = {}  # noqa: RUF012  (never changed)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Params]:
         """The parameters of every player. It is jitted, with the outputs sharded."""
+        raise NotImplementedError
+
+    def init_variables(self) -> Params:
+        """The variables at the start; small, and traced with `init`."""
+        return {}
+
+    def load_frozen(self) -> Params:
+        """The weights that nobody trains, from files, as `frozen` says."""
+        return {}
+
+    def load_pretrained(self) -> dict[str, Params]:
+        """Parts of players' parameters that replace those of `init` when a run starts."""
+        return {}
+
+    def plan(self, step: int) -> Hashable:
+        """What of step `step` (from 0) decides about shapes: each value compiles a program.
+
+        It must follow from the config and the step alone, so that all processes agree and
+        a resumed run repeats it; and take few values.
+        """
+        del step
+        return None
+
+    def plans(self) -> tuple[Hashable, ...]:
+        """All values that `plan` takes."""
+        return (None,)
 
     def loss(
-        self, player: str, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray
-    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
-        """A player's loss and any further figures, per example.
+        self,
+        player: str,
+        params: dict[str, Params],
+        batch: Batch,
+        keys_B: PRNGKeyArray,
+        context: Context,
+    ) -> Outcome:
+        """A player's loss.
+
+        The batch is the whole, global batch, or a part of it under gradient accumulation.
 
         Args:
           player: whose loss.
@@ -68,4 +152,6 @@ class Method(Protocol):
           batch: "image" uint8[B,H,W,C], "label" int32[B].
           keys_B: a random key per example, so that the draw for an example depends
             neither on the mesh nor on gradient accumulation.
+          context: everything else.
         """
+        raise NotImplementedError

@@ -10,13 +10,13 @@ from jaxtyping import Float, PRNGKeyArray
 
 from efae_jax import flow
 from efae_jax.errors import UserError
-from efae_jax.methods.base import Batch, Params, to_float
+from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
 from efae_jax.models.build import build_flow_autoencoder
 
 NOISE_KINDS = ("none", "additive", "multiplicative")
 
 
-class EFAE:
+class EFAE(Method):
     """Minimises E over x, g, z = E(x) of -log p(g x | rho(g) z).
 
     The encoder sees x, never g x; g is uniform over the group, one element per example.
@@ -25,8 +25,6 @@ class EFAE:
 
     With `config.group.in_objective` False, g stays the identity: the control.
     """
-
-    players = ("autoencoder",)
 
     def __init__(self, config: Any):
         self.autoencoder = build_flow_autoencoder(config)
@@ -52,8 +50,13 @@ class EFAE:
         return {"autoencoder": self.autoencoder.init(key)}
 
     def loss(
-        self, player: str, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray
-    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
+        self,
+        player: str,
+        params: dict[str, Params],
+        batch: Batch,
+        keys_B: PRNGKeyArray,
+        context: Context,
+    ) -> Outcome:
         """Flow-matching loss of g x given rho(g) z, plus penalty x mean z^2, per example."""
         del player  # there is one
         config, model = self.config, self.autoencoder
@@ -79,7 +82,8 @@ class EFAE:
         )(time_keys)
         matching_B = flow.matching_loss(model.field(params, z), x_BHWC, noise_BHWC, t_B)
         loss_B = matching_B + config.latent.penalty * squares_B
-        return loss_B, {"flow": matching_B, "latent_square": squares_B}
+        metrics = {"flow": matching_B, "latent_square": squares_B}
+        return Outcome(loss_B, metrics, context.variables, {})
 
 
 def perturb(

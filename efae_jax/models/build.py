@@ -18,6 +18,7 @@ from efae_jax.models.functional import Net
 from efae_jax.models.kl import Decoder, Encoder, level_factor
 from efae_jax.models.latent import Normalisation
 from efae_jax.models.original import LATENT_DIM, OriginalDiT, OriginalEncoder
+from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, TAESDDecoder, TAESDEncoder
 from efae_jax.models.unet import UNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -115,6 +116,33 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
     )
 
 
+def build_taesd(config: Any) -> ConvAutoencoder:
+    """TAESD, in the variant that `config.model` names.
+
+    Raises:
+      UserError, ValueError: one line, for what does not fit.
+    """
+    model = config.model
+    variant = choose("config.model.variant", model.variant, VARIANTS)
+    choose("config.model.padding", model.padding, PADDINGS)
+    if config.data.channels != IMAGE_CHANNELS:
+        raise UserError(
+            f"config.data.channels={config.data.channels}: TAESD takes {IMAGE_CHANNELS}"
+        )
+    common = {
+        "padding": model.padding,
+        "dtype": compute_dtype(config.dtype),
+        "remat": config.train.remat,
+    }
+    return _conv_autoencoder(
+        config,
+        Net(lambda rngs: TAESDEncoder(model.variant, rngs=rngs, **common)),
+        Net(lambda rngs: TAESDDecoder(model.variant, rngs=rngs, **common)),
+        variant.latent_channels,
+        factor=variant.factor,
+    )
+
+
 def _conv_autoencoder(
     config: Any, encoder: Net, decoder: Net, latent_channels: int, **sizes: Any
 ) -> ConvAutoencoder:
@@ -160,6 +188,7 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
         learned=config.group.learned or None,
         clamp=_clamp(config),
         normalisation=_normalisation(config),
+        factor=latent_factor(model.encoder),
     )
 
 
@@ -269,4 +298,5 @@ KINDS = {
     "flow": build_flow_autoencoder,
     "kl": build_conv_autoencoder,
     "aura": build_conv_autoencoder,
+    "taesd": build_taesd,
 }

@@ -104,6 +104,12 @@ class ConvAutoencoder:
         """g x: the same elements acting on images."""
         return groups.act_image(self.group, g_B, x)
 
+    @staticmethod
+    def decode_options(config: Any) -> dict[str, Any]:
+        """There is one way to decode."""
+        del config
+        return {}
+
     def decode(
         self, params: Params, z: Float[Array, "B h w C"], noise: Any = None
     ) -> Float[Array, "B H W c"]:

@@ -26,9 +26,11 @@ class FlowAutoencoder:
       learned: None, or how Q comes from the free matrix: "cayley" or "expm".
       clamp: limit of the latent's absolute value, or None.
       normalisation: to the units of a diffusion model.
+      factor: image side / latent side; None for a latent without positions.
     """
 
     is_flow = True
+    upscale = 1
 
     def __init__(
         self,
@@ -38,12 +40,13 @@ class FlowAutoencoder:
         learned: str | None = None,
         clamp: float | None = None,
         normalisation: Normalisation = Normalisation(),  # noqa: B008  (it is frozen)
+        factor: int | None = None,
     ):
         normalisation.check(representation.channels)
         self.normalise, self.denormalise = normalisation.normalise, normalisation.denormalise
         self.encoder, self.velocity_net = encoder, velocity
         self.group, self.representation = representation.group, representation
-        self.learned, self.clamp = learned, clamp
+        self.learned, self.clamp, self.factor = learned, clamp, factor
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the parameters; jit it."""
@@ -88,6 +91,13 @@ class FlowAutoencoder:
     ) -> Float[Array, "B H W c"]:
         """g x: the same elements acting on images."""
         return groups.act_image(self.group, g_B, x)
+
+    @staticmethod
+    def decode_options(config: Any) -> dict[str, Any]:
+        """How `config.eval` asks to decode: the flow's steps, solver and guidance."""
+        if config.steps < 1:
+            raise ValueError(f"config.eval.steps={config.steps} must be at least 1")
+        return {"steps": config.steps, "solver": config.solver, "guidance": config.guidance}
 
     def velocity(self, params: Params, x: Array, t_B: Array, z: Array) -> Array:
         """dx_t/dt at x_t = x, given the latent z."""

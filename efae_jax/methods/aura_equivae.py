@@ -1,0 +1,293 @@
+"""AuraEquiVAE: a convolutional autoencoder on which the flips act, by perceptual and GAN losses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from efae_jax import losses, recipes
+from efae_jax.convert.perceptual import read_lpips, read_vgg16
+from efae_jax.errors import UserError
+from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
+from efae_jax.methods.efae import NOISE_KINDS, perturb
+from efae_jax.models.build import build_autoencoder, compute_dtype
+from efae_jax.models.discriminators import VGG_FORMS, VGGPatchDiscriminator, trunk_stages
+from efae_jax.models.functional import Net
+from efae_jax.models.lpips import LPIPS
+
+GRADIENTS = ("none", "elementwise", "global")
+RECONSTRUCTIONS = {
+    "none": None,
+    "pooled": losses.pooled_l1,
+    "low_pass": losses.heatmap_l1,
+    "l1": lambda target, x: jnp.mean(jnp.abs(target - x), axis=(1, 2, 3)),
+}
+# Small windows teach the decoder little: the original takes at least 12 of 32 positions a side.
+SMALLEST_WINDOW = 3 / 8
+
+
+class Window(NamedTuple):
+    """The sides of the part of a latent that a step decodes, in positions."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"latent window {self.height}x{self.width}"
+
+
+class AuraEquiVAE(Method):
+    """Trains decode(rho(g) E(x)) towards g x under LPIPS, a GAN loss and an L1 term.
+
+    A step: z = clamp(E(x)); noise on z; for every example an element g of the group (for
+    Z2 x Z2: each flip with probability 1/2) on latent and target; with probability
+    `config.crop.rate` a random window of latent and target, its side the same for the whole
+    batch; decode. Every loss's gradient with respect to the decoded image may be normalised
+    (`losses.normalise_gradient`), which sets the terms' strengths by their weights alone.
+    Then the discriminator learns from the same decoded images.
+
+    The original draws g once per batch; here it is drawn per example.
+
+    `config.loss.recipe` names one of the original's two recipes (`recipes.RECIPES`), or is
+    "custom". With `config.group.in_objective` False, g stays the identity: the control.
+
+    Raises:
+      UserError: for a mix of recipes, and for what does not fit; all of it in one line.
+    """
+
+    def __init__(self, config: Any):
+        self.config, self.autoencoder = config, build_autoencoder(config)
+        _check(config)
+        model, dtype, loss = self.autoencoder, compute_dtype(config.dtype), config.loss
+        height, width = config.data.size
+        sides = height // model.shrink // model.factor, width // model.shrink // model.factor
+        self.whole = Window(*sides)
+        self.windows = tuple(_window(fraction, sides) for fraction in config.crop.sides)
+        if loss.lpips:
+            self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs, dtype=dtype))
+            self.frozen = {"lpips": self.lpips.abstract}
+        if loss.gan:
+            self.players = ("autoencoder", "discriminator")
+            self.discriminator = Net(
+                lambda rngs: VGGPatchDiscriminator(loss.discriminator, rngs=rngs, dtype=dtype)
+            )
+
+    def init(self, key: PRNGKeyArray) -> dict[str, Params]:
+        """{"autoencoder", and "discriminator" if there is a GAN loss}."""
+        autoencoder_key, discriminator_key = jax.random.split(key)
+        params = {"autoencoder": self.autoencoder.init(autoencoder_key)}
+        if "discriminator" in self.players:
+            params["discriminator"] = self.discriminator.init(discriminator_key)
+        return params
+
+    def init_variables(self) -> Params:
+        """LeCam's anchors, if it is on."""
+        if not self.config.loss.lecam:
+            return {}
+        return {"anchors": {"real": jnp.zeros(()), "fake": jnp.zeros(())}}
+
+    def load_frozen(self) -> Params:
+        """LPIPS' weights, if it is on."""
+        if "lpips" not in self.frozen:
+            return {}
+        return {"lpips": read_lpips("vgg", self.config.loss.perceptual_weights or None)}
+
+    def load_pretrained(self) -> dict[str, Params]:
+        """The discriminator's trunk starts as the classifier VGG16."""
+        if "discriminator" not in self.players:
+            return {}
+        stages = trunk_stages(self.config.loss.discriminator)
+        trunk = read_vgg16(self.config.loss.perceptual_weights or None, stages)
+        return {"discriminator": {"trunk": trunk}}
+
+    def plan(self, step: int) -> Window:
+        """The window of a step: the whole latent, or one of `config.crop.sides`."""
+        random = np.random.default_rng((self.config.seed, step))
+        if random.random() >= self.config.crop.rate:
+            return self.whole
+        return self.windows[random.integers(len(self.windows))]
+
+    def plans(self) -> tuple[Window, ...]:
+        """The whole latent, and every window if windows are taken."""
+        return (self.whole, *self.windows) if self.config.crop.rate else (self.whole,)
+
+    def loss(
+        self,
+        player: str,
+        params: dict[str, Params],
+        batch: Batch,
+        keys_B: PRNGKeyArray,
+        context: Context,
+    ) -> Outcome:
+        """The sum of the player's terms, times their weights."""
+        if player == "discriminator":
+            return self._discriminator_loss(params, context)
+        return self._autoencoder_loss(params, batch, keys_B, context)
+
+    def _autoencoder_loss(
+        self, params: dict[str, Params], batch: Batch, keys_B: PRNGKeyArray, context: Context
+    ) -> Outcome:
+        config, model = self.config.loss, self.autoencoder
+        own = params["autoencoder"]
+        g_keys, latent_keys, window_keys, flip_keys = jax.vmap(
+            lambda k: jax.random.split(k, 4), out_axes=1
+        )(keys_B)
+        x_BHWC, target_BHWC = model.views(to_float(batch["image"]))
+        clean_BhwC = model.encode(own, x_BHWC)
+        penalty_B = losses.latent_penalty(clean_BhwC)
+        latent = self.config.latent
+        z_BhwC = perturb(latent_keys, clean_BhwC, latent.noise, latent.noise_size)
+        if self.config.group.in_objective:
+            g_B = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.group.order))(g_keys)
+            z_BhwC, target_BHWC = model.act(own, g_B, z_BhwC), model.act_image(g_B, target_BHWC)
+        z_BhwC, target_BHWC = cut(window_keys, z_BhwC, target_BHWC, context.plan)
+        decoded_BHWC = model.decode(own, z_BhwC)
+
+        loss_B, metrics = latent.penalty * penalty_B, {"latent_square": penalty_B}
+
+        def add(name: str, term: Any, weight: Float[Array, ""] | float) -> None:
+            """Adds weight x term(decoded image), with the gradient normalised."""
+            nonlocal loss_B
+            image = decoded_BHWC
+            if config.gradient != "none":
+                image = losses.normalise_gradient(image, config.gradient, weight)
+            metrics[name] = term(image)
+            loss_B = loss_B + weight * metrics[name]
+
+        if config.lpips:
+
+            def lpips(image: Array) -> Array:
+                pair = image, target_BHWC
+                if config.augment:
+                    pair = random_flips(flip_keys, pair)
+                return self.lpips(context.frozen["lpips"], *pair)
+
+            add("lpips", lpips, config.lpips)
+        if config.reconstruction != "none":
+            reconstruction = RECONSTRUCTIONS[config.reconstruction]
+            add(
+                "reconstruction",
+                lambda image: reconstruction(target_BHWC, image),
+                config.reconstruction_weight,
+            )
+        passed = {}
+        if config.gan:
+
+            def gan(image: Array) -> Array:
+                fake = self.discriminator(params["discriminator"], image)
+                real = None
+                if config.gan_loss == "thresholded":
+                    real = self.discriminator(params["discriminator"], target_BHWC)
+                return losses.generator_loss(fake, config.gan_loss, real)
+
+            started = (context.step >= config.gan_start).astype(jnp.float32)
+            add("gan", gan, config.gan * started)
+            passed = {"target": target_BHWC, "decoded": jax.lax.stop_gradient(decoded_BHWC)}
+        statistics = losses.latent_statistics(jax.lax.stop_gradient(clean_BhwC))
+        metrics |= {f"latent_{name}": value for name, value in statistics.items()}
+        return Outcome(loss_B, metrics, context.variables, passed)
+
+    def _discriminator_loss(self, params: dict[str, Params], context: Context) -> Outcome:
+        config = self.config.loss
+        real = self.discriminator(params["discriminator"], context.passed["target"])
+        fake = self.discriminator(params["discriminator"], context.passed["decoded"])
+        loss_B = losses.discriminator_loss(
+            real, fake, config.discriminator_loss, halved=config.halved
+        )
+        metrics = {
+            "logit_real": real.mean(),
+            "logit_fake": fake.mean(),
+            "accuracy": losses.discriminator_accuracy(real, fake),
+        }
+        variables = context.variables
+        if config.lecam:
+            metrics["lecam"] = losses.lecam(real, fake, variables["anchors"])
+            loss_B = loss_B + config.lecam * metrics["lecam"]
+            anchors = losses.update_anchors(variables["anchors"], real, fake)
+            variables = variables | {"anchors": anchors}
+        return Outcome(loss_B, metrics, variables, {})
+
+
+def cut(
+    keys_B: PRNGKeyArray,
+    z_BhwC: Float[Array, "B h w C"],
+    x_BHWC: Float[Array, "B H W c"],
+    window: Window,
+) -> tuple[Float[Array, "B n m C"], Float[Array, "B N M c"]]:
+    """A window of every latent, anywhere in it, and the part of the image that belongs to it.
+
+    Args:
+      keys_B: of the places.
+      z_BhwC, x_BHWC: latents and images; H / h = W / w is whole.
+      window: (n, m), in positions of the latent.
+    """
+    height, width = z_BhwC.shape[1:3]
+    if window == (height, width):
+        return z_BhwC, x_BHWC
+    scale = x_BHWC.shape[1] // height
+
+    def one(key: PRNGKeyArray, z: Array, x: Array) -> tuple[Array, Array]:
+        last = jnp.array([height - window.height, width - window.width])
+        row, column = jax.random.randint(key, (2,), 0, last + 1)
+        part = jax.lax.dynamic_slice(z, (row, column, 0), (*window, z.shape[-1]))
+        sides = window.height * scale, window.width * scale
+        image = jax.lax.dynamic_slice(x, (row * scale, column * scale, 0), (*sides, x.shape[-1]))
+        return part, image
+
+    return jax.vmap(one)(keys_B, z_BhwC, x_BHWC)
+
+
+def random_flips(keys_B: PRNGKeyArray, images: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Flips each example of all the images alike: each of the two flips with probability 1/2."""
+    flags = jax.vmap(lambda k: jax.random.bernoulli(k, shape=(2,)))(keys_B)
+    for axis in (1, 2):
+        flip_B = flags[:, axis - 1, None, None, None]
+        images = tuple(jnp.where(flip_B, jnp.flip(x, axis), x) for x in images)
+    return images
+
+
+def _window(fraction: float, sides: tuple[int, int]) -> Window:
+    window = Window(*(round(fraction * side) for side in sides))
+    whole = all(abs(fraction * s - n) < 1e-6 for s, n in zip(sides, window, strict=True))
+    if not SMALLEST_WINDOW <= fraction < 1 or not whole:
+        raise UserError(
+            f"config.crop.sides: {fraction} of a latent of {sides[0]}x{sides[1]} is not allowed; "
+            f"it must be from {SMALLEST_WINDOW} to below 1 and give whole positions"
+        )
+    return window
+
+
+def _check(config: Any) -> None:
+    loss, latent = config.loss, config.latent
+    if config.model.kind == "flow":
+        raise UserError("config.method='aura_equivae' needs a convolutional model, not a flow")
+    choices = (
+        ("loss.recipe", loss.recipe, (*recipes.RECIPES, "custom")),
+        ("loss.gradient", loss.gradient, GRADIENTS),
+        ("loss.reconstruction", loss.reconstruction, tuple(RECONSTRUCTIONS)),
+        ("loss.discriminator", loss.discriminator, VGG_FORMS),
+        ("latent.noise", latent.noise, NOISE_KINDS),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise UserError(f"config.{name}={value!r} is not one of {', '.join(allowed)}")
+    weights = ("lpips", "gan", "reconstruction_weight", "lecam", "gan_start")
+    numbers = [(f"loss.{name}", loss[name]) for name in weights]
+    numbers += [("latent.penalty", latent.penalty), ("latent.noise_size", latent.noise_size)]
+    for name, value in numbers:
+        if not value >= 0:
+            raise UserError(f"config.{name}={value} must be at least 0")
+    if not 0 <= config.crop.rate <= 1 or (config.crop.rate and not config.crop.sides):
+        raise UserError(
+            f"config.crop.rate={config.crop.rate} must be from 0 to 1, and config.crop.sides "
+            "name a side unless it is 0"
+        )
+    if wrong := recipes.mixed(config):
+        raise UserError(
+            f"config.loss.recipe={loss.recipe!r} is mixed with other settings: {'; '.join(wrong)}; "
+            "give config.loss.recipe='custom' if that is meant"
+        )
