@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
     c.seed = 0
     # auto: float32 on a CPU, bfloat16 on accelerators. Parameters are float32 always.
     c.dtype = "auto"
+    # A work directory, a file of weights or a hub id whose autoencoder a new run starts from.
+    c.init_from = ""
 
     c.data = ConfigDict()
     c.data.source = "glyphs"  # glyphs, folder, tfds, array_record, webdataset

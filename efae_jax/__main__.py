@@ -1,8 +1,10 @@
 """Commands on trained models.
 
 python -m efae_jax evaluate WORKDIR
-python -m efae_jax export WORKDIR OUT --format efae
-python -m efae_jax import SOURCE WORKDIR --format efae
+python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
+python -m efae_jax encode --model MODEL --images FOLDER --out DIR
+python -m efae_jax import SOURCE WORKDIR
+python -m efae_jax export WORKDIR OUT
 """
 
 from __future__ import annotations
@@ -40,17 +42,55 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--step", type=int, help="of the checkpoint; the newest unless given")
     c.set_defaults(run=_evaluate)
 
+    model_help = "a work directory, or what `import` takes"
+    dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
+    c = commands.add_parser("reconstruct", help="what a model makes of images: pictures, figures")
+    c.add_argument("images", nargs="+", type=Path, help="files, or folders at any depth")
+    c.add_argument("--model", required=True, help=model_help)
+    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r270, t")
+    c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
+    c.add_argument("--size", type=int, help="resize and crop to this square")
+    c.add_argument("--dtype", help=dtype_help)
+    c.set_defaults(run=_reconstruct)
+
+    c = commands.add_parser("encode", help="write the latents of a data set, and their statistics")
+    c.add_argument("--model", required=True, help=model_help)
+    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--images", metavar="FOLDER", help="every image in it, at any depth")
+    c.add_argument("--source", help="or a data source, as config.data.source; see --path, --split")
+    c.add_argument("--path", help="of that source, as config.data.path")
+    c.add_argument("--data-dir", help="of that source, as config.data.data_dir")
+    c.add_argument("--split", default="train", help="of that source: train or test")
+    c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
+    c.add_argument("--format", default="array_record", help="array_record or npz")
+    c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
+    c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
+    c.add_argument("--seed", type=int, default=0, help="of the samples")
+    c.add_argument("--normalised", action="store_true", help="in a diffusion model's units")
+    c.add_argument("--batch-size", type=int, help="8 a device unless given")
+    c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
+    c.add_argument("--dtype", help=dtype_help)
+    c.add_argument("--store", type=Path, metavar="WORKDIR", help="the model with this mean, std")
+    c.set_defaults(run=_encode)
+
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
-    c.add_argument("workdir", type=Path)
-    c.add_argument("out", type=Path, help="a .safetensors file; a .json is written beside it")
-    c.add_argument("--format", default="efae", help="efae: the original EFAE's names")
+    c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
+    c.add_argument("out", type=Path, help="a .safetensors file, or a folder (diffusers, taesd)")
+    c.add_argument("--format", help="the natural one of the model unless given")
+    c.add_argument("--dtype", help="of the numbers in the file: float32, bfloat16, float16")
+    c.add_argument("--verify", action="store_true", help="compare with the original library")
     c.set_defaults(run=_export)
 
     c = commands.add_parser("import", help="make a work directory from PyTorch weights")
-    c.add_argument("source", type=Path, help="a safetensors or npz file")
+    c.add_argument("source", help="a file, a folder, or a hub id: owner/name or owner/name/file")
     c.add_argument("workdir", type=Path)
-    c.add_argument("--format", default="efae", help="efae: the original EFAE's names")
-    c.add_argument("--heads", type=int, help="attention heads, where no .json lies beside it")
+    c.add_argument("--format", help="recognised from the content unless given")
+    c.add_argument("--scaling-factor", type=float, help="of the latent, where no file says it")
+    c.add_argument("--padding", help="of the convolutions: zeros or reflect")
+    c.add_argument("--variant", help="of TAESD, where several have the same shapes")
+    c.add_argument("--heads", type=int, help="of the original EFAE's attention")
+    c.add_argument("--verify", action="store_true", help="compare with the original library")
     c.set_defaults(run=_import)
     return parser
 
@@ -62,29 +102,59 @@ def _evaluate(args: argparse.Namespace) -> None:
     evaluate_workdir(args.workdir, config_of(args.workdir), step=args.step)
 
 
+def _reconstruct(args: argparse.Namespace) -> None:
+    from efae_jax.reconstruct import reconstruct
+
+    options = {name: getattr(args, name) for name in ("act", "tile", "size", "dtype")}
+    reconstruct(args.model, args.images, args.out, **options)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from efae_jax.extract import Settings, encode_source
+
+    options = {
+        name: getattr(args, name)
+        for name in ("batch_size", "max_bad", "dtype", "store", "images", "source", "path")
+    }
+    options |= {name: getattr(args, name) for name in ("data_dir", "split", "size")}
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    encode_source(args.model, args.out, settings=settings, **options)
+
+
 def _export(args: argparse.Namespace) -> None:
     import jax
 
+    from efae_jax import convert
     from efae_jax.api import load
-    from efae_jax.convert import get_format
+    from efae_jax.convert.verify import verify
 
-    form = get_format(args.format)
     model = load(args.workdir)
-    form.export(jax.device_get(model.params), form.architecture(model.config), args.out)
-    print(f"wrote {args.out} and {args.out.with_suffix('.json')}")
+    config, params = model.config, jax.device_get(model.params)
+    name, notes = convert.write_model(config, params, args.out, args.format, args.dtype)
+    print("\n".join([*notes, f"wrote {args.out}, format {name}"]))
+    if args.verify:
+        written = convert.read_model(args.out, name)
+        print("\n".join(verify(config, params, written, args.out)))
 
 
 def _import(args: argparse.Namespace) -> None:
+    from efae_jax import convert
     from efae_jax.checkpoint import save_model
-    from efae_jax.convert import get_format
+    from efae_jax.convert.verify import verify
 
-    form = get_format(args.format)
     if args.workdir.exists():
         raise UserError(f"{args.workdir} is there already; give a new directory")
-    architecture, params = form.load(args.source, args.heads)
-    config = form.config(architecture)
-    save_model(args.workdir, {"autoencoder": params}, json.loads(config.to_json_best_effort()))
-    print(f"wrote {args.workdir}; efae_jax.load({str(args.workdir)!r}) gives the model")
+    options = {name: getattr(args, name) for name in convert.Options._fields}
+    read = convert.read_model(args.source, args.format, convert.Options(**options))
+    config = json.loads(read.config.to_json_best_effort())
+    save_model(args.workdir, {"autoencoder": read.params}, config)
+    print(f"{args.source}: {read.config.model.kind}, format {read.format}")
+    for start, count in sorted(read.ignored.items()):
+        print(f"not part of the autoencoder, not imported: {count} tensors {start}*")
+    print("\n".join([*read.notes, f"wrote {args.workdir}"]))
+    print(f"efae_jax.load({str(args.workdir)!r}) gives the model")
+    if args.verify:
+        print("\n".join(verify(read.config, read.params, read, args.source)))
 
 
 if __name__ == "__main__":

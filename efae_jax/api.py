@@ -22,6 +22,7 @@ from efae_jax.errors import UserError
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
 from efae_jax.models.latent import Posterior
+from efae_jax.models.tiled import tiled_decode, tiled_encode, tiled_posterior
 from efae_jax.sharding import make_mesh, tree_shardings
 
 PLAYER = "autoencoder"  # under this name every method trains the model that users see
@@ -94,6 +95,8 @@ class Model:
       factor: side of the images that `encode` takes / side of the latent; None for a latent
         without positions.
       upscale: side of the images that `decode` gives / side of those that `encode` takes.
+      is_flow: `decode` samples, from noise.
+      autoencoder: its pure functions of parameters, for programs of one's own.
     """
 
     def __init__(self, restored: Restored):
@@ -101,6 +104,7 @@ class Model:
         self.config, self.step = restored.config, restored.step
         self.group = self._model.group
         self.factor, self.upscale = self._model.factor, self._model.upscale
+        self.is_flow, self.autoencoder = self._model.is_flow, self._model
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -125,23 +129,44 @@ class Model:
         """Back to the model's own units, which `decode` takes."""
         return self._model.denormalise(z)
 
-    def encode(self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
-        """Latents of images: uint8, or floats in [-1, 1], NHWC. The mode of a posterior."""
-        return self._encode(self.params, self._pixels(x))
+    def encode(
+        self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"], *, tile: int | None = None
+    ) -> Float[Array, "B ..."]:
+        """Latents of images: uint8, or floats in [-1, 1], NHWC. The mode of a posterior.
 
-    def posterior(self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"]) -> Posterior:
-        """q(z | x): its mean, log-variance (None if deterministic), samples and KL."""
-        return self._posterior(self.params, self._pixels(x))
+        Args:
+          x: images.
+          tile: pixels a side; larger images are encoded tile by tile, one after the other, from
+            and to arrays on the host, in the memory of a tile (`models.tiled.tiled_encode`).
+        """
+        if tile is None:
+            return self._encode(self.params, self._pixels(x))
+        return tiled_encode(self._model, self.params, self._images(np.asarray(x)), tile=tile)
+
+    def posterior(
+        self, x: UInt8[Array, "B H W c"] | Float[Array, "B H W c"], *, tile: int | None = None
+    ) -> Posterior:
+        """q(z | x): its mean, log-variance (None if deterministic), samples and KL.
+
+        Args:
+          x, tile: as for `encode`.
+        """
+        if tile is None:
+            return self._posterior(self.params, self._pixels(x))
+        return tiled_posterior(self._model, self.params, self._images(np.asarray(x)), tile=tile)
 
     def _pixels(self, x: Any) -> Float[Array, "B H W c"]:
-        x = jnp.asarray(x)
+        x = self._images(jnp.asarray(x))
+        return to_float(x) if x.dtype == jnp.uint8 else x
+
+    def _images(self, x: Any) -> Any:
         if x.ndim != 4 or x.shape[-1] != self.config.data.channels:
             raise ValueError(
                 f"encode: images must be [B, H, W, {self.config.data.channels}], not {x.shape}"
             )
         if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"encode: pixels are uint8, or floats in [-1, 1], not {x.dtype}")
-        return to_float(x) if x.dtype == jnp.uint8 else x
+        return x
 
     def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """rho(g) z, for one element by name ("h") or an index per example."""
@@ -159,7 +184,9 @@ class Model:
         *,
         solver: str | None = None,
         guidance: float | None = None,
+        noise: Float[Array, "B H W c"] | None = None,
         clip: bool = True,
+        tile: int | None = None,
     ) -> Float[Array, "B H W c"]:
         """Images of latents; of a flow, samples of p(x | z).
 
@@ -167,7 +194,10 @@ class Model:
           z: latents.
           key: of the noise that a flow starts from; other decoders need none.
           steps, solver, guidance: of a flow; those of `config.eval` unless given.
+          noise: that a flow starts from, instead of a key.
           clip: to [-1, 1].
+          tile: pixels a side of the encoder's images; larger ones are decoded tile by tile
+            (`models.tiled.tiled_decode`), not a flow's.
         """
         given = {"steps": steps, "solver": solver, "guidance": guidance}
         given = {name: value for name, value in given.items() if value is not None}
@@ -175,11 +205,14 @@ class Model:
         if extra := [name for name in given if name not in options]:
             raise ValueError(f"decode: {', '.join(extra)} belong to flow decoders only")
         options |= given
-        if self._model.is_flow and key is None:
-            raise ValueError("decode: a flow decoder samples; give it a jax.random.key")
         if options.get("steps", 1) < 1:
             raise ValueError(f"decode: steps={steps} must be at least 1")
-        return self._decode(self.params, z, key, clip, tuple(sorted(options.items())))
+        if tile is not None:
+            x = tiled_decode(self._model, self.params, np.asarray(z), tile=tile)
+            return np.clip(x, -1, 1) if clip else x
+        if self._model.is_flow and key is None and noise is None:
+            raise ValueError("decode: a flow decoder samples; give it a jax.random.key")
+        return self._decode(self.params, z, key, noise, clip, tuple(sorted(options.items())))
 
     def bits_per_dimension(
         self,
@@ -235,15 +268,14 @@ class Model:
 
     @functools.cached_property
     def _decode(self) -> Any:
-        def decode(params: Any, z: Array, key: Array | None, clip: bool, options: tuple):
-            noise = None
-            if self._model.is_flow:
+        def decode(params: Any, z: Array, key: Any, noise: Any, clip: bool, options: tuple):
+            if self._model.is_flow and noise is None:
                 shape = (z.shape[0], *self._image_size(z), self.config.data.channels)
                 noise = jax.random.normal(key, shape)
             x = self._model.decode(params, z, noise, **dict(options))
             return jnp.clip(x, -1, 1) if clip else x
 
-        return jax.jit(decode, static_argnums=(3, 4))
+        return jax.jit(decode, static_argnums=(4, 5))
 
     @functools.cached_property
     def _bits(self) -> Any:

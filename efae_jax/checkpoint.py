@@ -179,14 +179,18 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return found
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a work directory holds a checkpoint."""
+    return any((Path(workdir) / FOLDER).glob("[0-9]*"))
+
+
 def check_config(workdir: Path, config: dict) -> None:
     """Refuses a work directory that holds checkpoints of another config.
 
     Raises:
       UserError: naming every field that differs and may not (`MAY_CHANGE`).
     """
-    steps = (Path(workdir) / FOLDER).glob("[0-9]*")
-    if not (Path(workdir) / "config.json").exists() or not any(steps):
+    if not (Path(workdir) / "config.json").exists() or not has_checkpoint(workdir):
         return
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"

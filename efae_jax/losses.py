@@ -35,9 +35,10 @@ def normalise_gradient(x: Array, kind: str, weight: Float[Array, ""] | float = 1
     With a single example "elementwise" is the sign of g.
 
     Inside `jax.jit` the batch is the global batch, however it is sharded: the result does
-    not depend on the number of devices. The original program normalises by the batch of each
-    process: with D processes its global norm, averaged over processes, is that of a D times
-    smaller batch, so that the summed gradient comes out about sqrt(D) times larger than here.
+    not depend on the number of devices. The original program normalises by the norm of each
+    process's own batch (the later one averages these norms over processes) and then averages
+    the parameters' gradients over its D processes: what reaches the optimiser is about
+    sqrt(D) times less than here, beside terms that are not normalised.
 
     1e-8 is the original's: it leaves a gradient of zeros zero and does not amplify what
     rounding leaves of one. It is meant for losses that are means over the batch and over

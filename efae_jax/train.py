@@ -19,7 +19,9 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from efae_jax import data
-from efae_jax.checkpoint import Checkpoints, check_config, write_config
+from efae_jax.api import load
+from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint, write_config
+from efae_jax.convert.layout import flatten, name_problems, require
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluate import Evaluator, check_evaluation
 from efae_jax.logs import MetricWriter, TrainProgress, say
@@ -96,11 +98,18 @@ class Run:
         self.programs: dict[Hashable, Any] = {}
         self.compile_seconds = 0.0
 
-    def init(self) -> dict[str, Any]:
-        """The state of step 0, every array made where it belongs; pretrained parts replaced."""
+    def init(self, autoencoder: Any = None) -> dict[str, Any]:
+        """The state of step 0, every array made where it belongs; pretrained parts replaced.
+
+        Args:
+          autoencoder: parameters that the first player starts from, if not from scratch.
+        """
         init = jax.jit(self._init, out_shardings=self.state_shardings)
         state = init(jax.random.key(self.config.seed))
-        for player, part in self.method.load_pretrained().items():
+        pretrained = self.method.load_pretrained()
+        if autoencoder is not None:
+            pretrained[self.method.players[0]] = autoencoder
+        for player, part in pretrained.items():
             for tree in (state["params"], state["ema"]):
                 if player in tree:
                     tree[player] = _replace(tree[player], part)
@@ -182,11 +191,14 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     source = data.make_source(config.data, "train")
     train_batches(config, source, 0).close()
     evaluator = Evaluator(run.method.autoencoder, config, run.mesh)
+    new = not has_checkpoint(workdir)
+    autoencoder = _read_autoencoder(run, config.init_from) if new and config.init_from else None
+    run.frozen  # noqa: B018  (read here, so that a missing file leaves no work directory)
     _prepare(workdir, as_json)
 
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     if checkpoints.latest() is None:
-        state, examples = run.init(), 0
+        state, examples = run.init(autoencoder), 0
     else:
         state, examples = checkpoints.restore(run.abstract_state)
         say(f"resumed at step {int(state['step']):,} from {workdir}")
@@ -206,6 +218,22 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoints.close()
         writer.close()
     return state
+
+
+def _read_autoencoder(run: Run, source: str) -> Any:
+    """The parameters of another model, if they are such as the run's autoencoder has."""
+    params = jax.device_get(load(source).params)
+    ours = flatten(run.abstract_state["params"][run.method.players[0]])
+    theirs = flatten(params)
+    problems = name_problems(ours, theirs)
+    problems += [
+        f"{name} is {theirs[name].shape}, not {ours[name].shape}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if theirs[name].shape != ours[name].shape
+    ]
+    require(problems, f"config.init_from={source} is not a model such as config.model describes")
+    say(f"starting from the autoencoder of {source}")
+    return params
 
 
 def _loop(

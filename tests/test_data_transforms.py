@@ -152,6 +152,26 @@ def test_crops_reach_every_place_and_the_centre_is_the_centre():
         np.testing.assert_array_equal(rgb(image, Transform((4, 4)), seed), x[:, 4:8])
 
 
+def test_mixed_crops_take_half_of_the_images_at_their_own_size():
+    image = picture(0, 12, 10)
+    x, mixed = np.asarray(image), Transform((4, 6), crop="mixed")
+    places = [(d, a) for d in range(7) for a in range(7)]
+    found = []
+    for seed in range(300):
+        cut = rgb(image, mixed, seed)
+        native = [p for p in places if np.array_equal(cut, x[p[0] : p[0] + 4, p[1] : p[1] + 6])]
+        if not native:  # then it is what a random crop gives
+            np.testing.assert_array_equal(cut, rgb(image, Transform((4, 6), crop="random"), seed))
+        found += native
+    assert 110 < len(found) < 190
+    assert {d for d, _ in found} == {a for _, a in found} == set(range(7))
+    # Too small for it: always resized.
+    small = Transform((11, 11), crop="mixed")
+    for seed in range(8):
+        expected = rgb(image, Transform((11, 11), crop="random"), seed)
+        np.testing.assert_array_equal(rgb(image, small, seed), expected)
+
+
 def test_an_odd_size_keeps_its_proportions():
     # 100 x 37 to 20 x 20: the shorter side decides, so a disc stays a disc.
     y, x = np.mgrid[0:100, 0:37]

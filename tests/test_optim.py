@@ -85,6 +85,25 @@ def test_clipping_is_by_the_global_norm():
     np.testing.assert_allclose([small["a"][0], small["b"][0]], [-0.1, -0.1], rtol=1e-4)
 
 
+def test_rates_of_single_parameters_scale_the_whole_update():
+    params = {"conv_in": {"kernel": jnp.ones(2)}, "conv": {"kernel": jnp.ones(2)}}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    settings = {"weight_decay": 0.5, "schedule": "linear"}
+    (plain,) = updates(config(**settings), params, gradient)
+    rates = (("conv_in/", 0.01), ("in/", 5.0))  # the first that fits decides
+    with pytest.raises(UserError, match="no parameter's path contains in/"):
+        updates(config(rates=rates, **settings), params, gradient)
+    (got,) = updates(config(rates=rates[:1], **settings), params, gradient)
+    np.testing.assert_allclose(got["conv_in"]["kernel"], plain["conv_in"]["kernel"] / 10, rtol=1e-6)
+    np.testing.assert_array_equal(got["conv"]["kernel"], plain["conv"]["kernel"])
+
+
+@pytest.mark.parametrize("rates", [(("a",),), ((1, 0.1),), (("a", -1.0),)])
+def test_rates_that_make_no_sense_are_named(rates):
+    with pytest.raises(UserError, match=r"is not \(regex, learning rate"):
+        make_optimizer(config(rates=rates), 10)
+
+
 def test_an_unknown_schedule_is_an_error_of_one_line():
     with pytest.raises(UserError) as error:
         make_optimizer(config(schedule="step"), 10)

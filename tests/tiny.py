@@ -1,18 +1,43 @@
-"""A config so small that its programs compile in seconds; shared by the tests that train."""
+"""Configs so small that their programs compile in seconds; shared by the tests that train."""
 
-from configs.efae import get_config
+from configs import aura_equivae, efae
+from efae_jax import recipes
 
 
 def tiny(**overrides):
-    """`smoke` made smaller still; `tiny(train__steps=3)` sets config.train.steps."""
-    config = get_config("smoke")
+    """EFAE's `smoke` made smaller still; `tiny(train__steps=3)` sets config.train.steps."""
+    config = efae.get_config("smoke")
     with config.unlocked():
         config.data.size = (8, 8)
+        config.model.encoder.widths = (8,)
+        config.model.velocity.width = 16
+    return _smaller(config, overrides)
+
+
+def tiny_aura(recipe="custom", **overrides):
+    """AuraEquiVAE's `smoke` made smaller: 8x8 images, latent 4x4x6; L1 alone unless a recipe
+    is named."""
+    config = aura_equivae.get_config("smoke")
+    with config.unlocked():
+        if recipe == "custom":
+            config.data.size = (8, 8)
+            config.loss.recipe = "custom"
+            config.loss.gradient = "none"
+            config.loss.lpips = config.loss.gan = 0.0
+            config.loss.reconstruction, config.loss.reconstruction_weight = "l1", 1.0
+            config.latent.penalty = 1e-3
+        else:
+            recipes.apply(config, recipe)
+        config.model.widths = (4, 8)
+        config.model.attention = False
+    return _smaller(config, overrides)
+
+
+def _smaller(config, overrides):
+    with config.unlocked():
         config.data.num_train = 96
         config.data.num_test = 21
         config.data.num_threads = 1
-        config.model.encoder.widths = (8,)
-        config.model.velocity.width = 16
         config.train.batch_size = 8
         config.train.steps = 6
         config.log.every = 2

@@ -95,6 +95,27 @@ class Transform:
         return np.asarray(img).reshape(*self.size, self.channels)
 
 
+def read_picture(
+    image: bytes, *, channels: int = 3, multiple: int = 1, max_pixels: int = 2**31
+) -> UInt8[np.ndarray, "H W C"]:
+    """An image at its own size, cropped (centre) to sides that are multiples of `multiple`.
+
+    Otherwise as `Transform` reads images: upright, transparency over white.
+
+    Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
+    """
+    img = _open(image)
+    if img.width * img.height > max_pixels:
+        raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
+    img = _decode(img, (img.height, img.width)).convert("L" if channels == 1 else "RGB")
+    height, width = (n // multiple * multiple for n in (img.height, img.width))
+    if not height or not width:
+        raise BadImageError(f"{img.height}x{img.width} is less than {multiple} pixels a side")
+    top, left = (img.height - height) // 2, (img.width - width) // 2
+    img = img.crop((left, top, left + width, top + height))
+    return np.asarray(img).reshape(height, width, channels)
+
+
 def make_transform(config: Any, *, train: bool) -> Transform:
     """The transform that config.data asks for; for evaluation: centre crop and no flip."""
     return Transform(

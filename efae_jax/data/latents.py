@@ -1,0 +1,135 @@
+"""Latents on disk: shards that `python -m efae_jax encode` writes, and their reader.
+
+    latents = Latents("latents/")
+    latents[0]  # {"latent": float32 [h, w, C], "label": 3, "key": "cats/1.png", "index": 0}
+
+ArrayRecord shards hold one msgpack map a record, with these entries, the latent as the bytes of
+an .npy file. An npz shard holds the arrays latents [N,h,w,C], labels, keys and indices.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from efae_jax.errors import UserError
+
+FORMATS = ("array_record", "npz")
+SUMMARY = "latents.json"
+
+
+def shard_path(folder: Path, number: int, shards: int, form: str) -> Path:
+    """The file of a shard."""
+    return Path(folder) / f"latents-{number:05d}-of-{shards:05d}.{form}"
+
+
+def write_shard(path: Path, records: Iterable[dict[str, Any]], form: str) -> int:
+    """Writes records {"latent", "label", "key", "index"} to a file, whole or not at all.
+
+    An npz shard is held in memory until it is complete. Returns the number of records.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    write = _write_npz if form == "npz" else _write_array_record
+    try:
+        count = write(partial, records)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _write_array_record(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record readable on its own
+    try:
+        for record in records:
+            buffer = io.BytesIO()
+            np.save(buffer, record["latent"], allow_pickle=False)
+            writer.write(msgpack.packb({**record, "latent": buffer.getvalue()}))
+            count += 1
+    finally:
+        writer.close()
+    return count
+
+
+def _write_npz(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    kept = list(records)
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            latents=np.stack([r["latent"] for r in kept]) if kept else np.zeros(0, np.float32),
+            labels=np.array([r["label"] for r in kept], np.int64),
+            keys=np.array([r["key"] for r in kept], str),
+            indices=np.array([r["index"] for r in kept], np.int64),
+        )
+    return len(kept)
+
+
+class Latents:
+    """The latents of a folder, by number, in the order of the data that they were made from.
+
+    Args:
+      folder: that `encode` has completed.
+
+    Attributes:
+      summary: what `latents.json` says: mean, std, quantiles, shape, the model's identity.
+
+    Raises:
+      UserError: when it is not complete.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        folder = Path(folder)
+        try:
+            self.summary = json.loads((folder / SUMMARY).read_text())
+        except OSError as error:
+            raise UserError(
+                f"{folder} holds no {SUMMARY}: no latents, or not all of them yet"
+            ) from error
+        self._form, shards = self.summary["format"], self.summary["shards"]
+        self._files = [
+            shard_path(folder, i, len(shards), self._form) for i, n in enumerate(shards) if n
+        ]
+        self._ends = list(accumulate(n for n in shards if n))
+        if missing := [file.name for file in self._files if not file.exists()]:
+            raise UserError(f"{folder} lacks {', '.join(missing)}; run `encode` again")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"latent {index} of {len(self)}")
+        file = bisect_right(self._ends, index)
+        return self._read(file, index - (self._ends[file - 1] if file else 0))
+
+    def _read(self, file: int, position: int) -> dict[str, Any]:
+        if self._form == "npz":
+            names = {"latent": "latents", "label": "labels", "key": "keys", "index": "indices"}
+            arrays = self._arrays(file)
+            values = {name: arrays[theirs][position] for name, theirs in names.items()}
+            return {k: v if k == "latent" else v.item() for k, v in values.items()}
+        record = msgpack.unpackb(self._reader(file)[position])
+        record["latent"] = np.load(io.BytesIO(record["latent"]), allow_pickle=False)
+        return record
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  (a reader lives as long as its program)
+    def _arrays(self, file: int) -> dict[str, np.ndarray]:
+        with np.load(self._files[file], allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    @functools.cache  # noqa: B019
+    def _reader(self, file: int) -> ArrayRecordDataSource:
+        return ArrayRecordDataSource([str(self._files[file])])

@@ -1,0 +1,303 @@
+"""`python -m efae_jax reconstruct`: what an autoencoder makes of the user's own images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+import efae_jax
+from efae_jax import groups
+from efae_jax.api import Model, load
+from efae_jax.data.folder import EXTENSIONS, image_files
+from efae_jax.data.transforms import Transform, make_transform, read_picture
+from efae_jax.errors import RunError, UserError
+from efae_jax.logs import console, figures_table, say, track
+from efae_jax.methods.base import to_float
+from efae_jax.metrics.images import RANGE, WINDOW, ssim
+from efae_jax.models.conv_autoencoder import shrink
+from efae_jax.panels import Panel, draw_panels, picture
+from efae_jax.pictures import LABELS, to_pixels
+
+log = logging.getLogger(__name__)
+SQUARE = groups.group("d4")
+AMPLIFY = 4  # of a difference, in its picture
+STRIP = 512  # rows at a time, for SSIM
+SEED = 0  # of the noise that a flow decoder starts from
+
+
+def reconstruct(
+    source: str | Path,
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    act: str | None = None,
+    tile: int | None = None,
+    size: int | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Encodes and decodes images, plainly and through a symmetry; pictures and figures.
+
+    For each image x, into `out`: NAME.input.png, NAME.reconstruction.png = decode(E(x)), the
+    row of them NAME.png, and with `act` also NAME.g.png = decode(rho(g) E(x)) and
+    NAME.g-difference.png, its absolute difference to g x, times `AMPLIFY`. `figures.json`
+    holds PSNR and SSIM, per image and their means. A flow decoder starts from the same noise
+    for every image, transformed along.
+
+    Args:
+      source: of the model, for `efae_jax.load`.
+      paths: image files, or folders of them, at any depth.
+      out: the folder.
+      act: g: an element of the model's group, which acts on the latent as the model says, or
+        another symmetry of the square, which acts on positions alone.
+      tile: pixels a side of the encoder's images; larger ones are done tile by tile.
+      size: images are resized (shorter side) and cropped to this square; else they keep their
+        size, but for a border that the factor leaves over. A flow's default is its config's.
+      dtype: of the computation; the model's unless given.
+
+    Returns:
+      what `figures.json` holds.
+
+    Raises:
+      UserError: for paths, options or a model that do not fit.
+      RunError: when no image could be read.
+    """
+    files = _files(paths)
+    act = {"hv": "r180"}.get(act, act)
+    if act is not None and act not in SQUARE.elements:
+        raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
+    _make_folder(out)
+    model = load(source, dtype=dtype)
+    reader = _Reader(model, size)
+    _check(model, act, tile)
+    if act is not None and act not in model.group.elements:
+        say(
+            f"{act} is no element of the model's group {model.group.name} "
+            f"({', '.join(model.group.elements)}): it acts on the latent's positions only"
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    unreadable: dict[str, str] = {}
+    for name, path in track(_names(files).items(), len(files), "reconstructing"):
+        try:
+            image = reader(path)
+        except UserError:
+            raise
+        except Exception as error:  # decoders meet damage with errors of every kind
+            unreadable[str(path)] = f"{type(error).__name__}: {error}".split("\n")[0]
+            log.warning("skipped %s: %s", path, unreadable[str(path)])
+            continue
+        try:
+            shown = _one(model, image, act, tile)
+        except ValueError as error:  # the mathematics and the models know no UserError
+            raise UserError(f"{path}: {error}") from error
+        _write(out, name, shown, act)
+        rows[name] = {"file": str(path), "size": list(image.shape[:2]), **shown["figures"]}
+    if not rows:
+        raise RunError(
+            f"none of the {len(files)} images could be read; the first: "
+            + "; ".join(f"{path} ({why})" for path, why in [*unreadable.items()][:3])
+        )
+    names = [k for k in next(iter(rows.values())) if k not in ("file", "size")]
+    record = {
+        "model": model.identity,
+        "act": act,
+        "tile": tile,
+        "protocol": "pixels clipped to [-1, 1], range 2; SSIM with an 11-pixel Gaussian window; "
+        "g_: decode(rho(g) E(x)) against g x",
+        "mean": {k: float(np.mean([row[k] for row in rows.values()])) for k in names},
+        "images": rows,
+        "unreadable": unreadable,
+        "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
+        "device": jax.devices()[0].device_kind,
+    }
+    (out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
+    console.print(_table(record))
+    if unreadable:
+        say(f"{len(unreadable)} of {len(files)} images could not be read and were skipped")
+    say(f"pictures and figures: {out}")
+    return record
+
+
+def act_on_positions(g: str, x: Any) -> Any:
+    """g x for one symmetry g of the square, by name, and x[B,H,W,C] of any sides."""
+    transpose, flip_w, flip_h = SQUARE.bits[SQUARE.elements.index(g)]
+    x = x.swapaxes(1, 2) if transpose else x
+    x = x[:, :, ::-1] if flip_w else x
+    return x[:, ::-1] if flip_h else x
+
+
+def act_on_latent(model: Model, g: str, z: Any) -> Any:
+    """rho(g) z for an element of the model's group; positions only for another symmetry.
+
+    Args:
+      model: whose representation acts.
+      g: a symmetry of the square.
+      z: [B,h,w,C] of any sides, or [B,C] for elements of the group only.
+    """
+    if g not in model.group.elements:
+        return act_on_positions(g, z)
+    if z.ndim == 2:
+        return model.act(g, jnp.asarray(z))
+    # The channels' matrices alone, by latents of one position: whole ones need square sides.
+    batch, height = z.shape[:2]
+    single = rearrange(jnp.asarray(z), "b h w c -> (b h w) 1 1 c")
+    channels = rearrange(model.act(g, single), "(b h w) 1 1 c -> b h w c", b=batch, h=height)
+    return act_on_positions(g, np.asarray(channels) if isinstance(z, np.ndarray) else channels)
+
+
+class _Reader:
+    """Files to uint8[H,W,c] of sides that the model takes."""
+
+    def __init__(self, model: Model, size: int | None):
+        data = model.config.data
+        self.channels = data.channels
+        self.multiple = (model.factor or 1) * model.upscale
+        self.transform = None
+        if size is not None:
+            if size < 1 or size % self.multiple:
+                raise UserError(f"--size {size} must be a positive multiple of {self.multiple}")
+            self.transform = Transform((size, size), self.channels)
+        elif model.is_flow:
+            self.transform = make_transform(data, train=False)
+
+    def __call__(self, path: Path) -> np.ndarray:
+        image = path.read_bytes()
+        if self.transform is not None:
+            return self.transform(image, Random(0))
+        return read_picture(image, channels=self.channels, multiple=self.multiple)
+
+
+def _one(model: Model, image: np.ndarray, act: str | None, tile: int | None) -> dict[str, Any]:
+    """Input, reconstruction and figures of one image; with `act`, of g x, too."""
+    target = to_float(image[None])
+    z = model.encode(shrink(target, model.upscale), tile=tile)
+    noise = jax.random.normal(jax.random.key(SEED), target.shape) if model.is_flow else None
+    decoded = model.decode(z, noise=noise, tile=tile)
+    figures = _figures(decoded, target)
+    shown = {"input": image, "reconstruction": to_pixels(decoded[0]), "figures": figures}
+    if act is not None:
+        moved = act_on_positions(act, target)
+        noise = None if noise is None else act_on_positions(act, noise)
+        decoded = np.asarray(model.decode(act_on_latent(model, act, z), noise=noise, tile=tile))
+        figures |= {f"{act}_{k}": value for k, value in _figures(decoded, moved).items()}
+        difference = np.abs(decoded - moved)[0]
+        shown |= {
+            "moved": act_on_positions(act, image[None])[0],
+            act: to_pixels(decoded[0]),
+            f"{act}-difference": to_pixels(AMPLIFY * difference - 1),
+        }
+    return shown
+
+
+def _figures(decoded: Any, target: np.ndarray) -> dict[str, float]:
+    """PSNR and SSIM; SSIM by strips that share the window's border, for a bounded memory."""
+    error = np.clip(np.asarray(decoded, np.float64), -1, 1) - target
+    mse = max(float(np.mean(np.square(error))), 1e-10)
+    height, border = target.shape[1], min(WINDOW, *target.shape[1:3]) - 1
+    starts = range(0, height - border, STRIP)
+    strips = [slice(start, min(start + STRIP + border, height)) for start in starts]
+    parts = [float(_ssim(decoded[:, s], target[:, s])[0]) for s in strips]
+    rows = [s.stop - s.start - border for s in strips]
+    return {
+        "psnr": 10 * float(np.log10(RANGE**2 / mse)),
+        "ssim": float(np.average(parts, weights=rows)),
+    }
+
+
+_ssim = jax.jit(ssim)
+
+
+def _write(out: Path, name: str, shown: dict[str, Any], act: str | None) -> None:
+    def note(prefix: str = "") -> str:
+        figures = shown["figures"]
+        return f"{figures[prefix + 'psnr']:.2f} dB, SSIM {figures[prefix + 'ssim']:.3f}"
+
+    height, width = shown["input"].shape[:2]
+    panels = [
+        Panel(shown["input"], "x", f"{width} x {height}"),
+        Panel(shown["reconstruction"], "decode(E(x))", note()),
+    ]
+    singles = ["input", "reconstruction"]
+    if act is not None:
+        panels += [
+            Panel(shown["moved"], "g x", f"g = {act}: {LABELS[act]}"),
+            Panel(shown[act], "decode(ρ(g) E(x))", note(f"{act}_")),
+            Panel(shown[f"{act}-difference"], "|difference|", f"times {AMPLIFY}"),
+        ]
+        singles += [act, f"{act}-difference"]
+    for kind in singles:
+        picture(shown[kind]).save(out / f"{name}.{kind}.png")
+    draw_panels(panels).save(out / f"{name}.png")
+
+
+def _table(record: dict[str, Any]) -> Any:
+    names = list(record["mean"])
+    heads = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
+    columns = [" ".join([*k.split("_")[:-1], heads[k.split("_")[-1]]]) for k in names]
+
+    def cells(row: dict[str, float]) -> list[str]:
+        return [f"{row[k]:.2f}" if k.endswith("psnr") else f"{row[k]:.4f}" for k in names]
+
+    rows = [[name, *cells(row)] for name, row in record["images"].items()]
+    rows.append([f"mean of {len(rows)}", *cells(record["mean"])])
+    title = "decode(E(x)) against x"
+    if record["act"] is not None:
+        title += f"; {record['act']}: decode(rho({record['act']}) E(x)) against it of x"
+    return figures_table(title, ["image", *columns], rows)
+
+
+def _check(model: Model, act: str | None, tile: int | None) -> None:
+    if model.factor is None and act is not None and act not in model.group.elements:
+        raise UserError(
+            f"--act {act}: the latent has no positions, and the model's group has only "
+            f"{', '.join(model.group.elements)}"
+        )
+    if tile is not None and model.is_flow:
+        raise UserError("--tile: a flow decoder sees images whole; leave it out")
+    if tile is not None and (tile < 1 or tile % model.factor):
+        raise UserError(f"--tile {tile} must be a positive multiple of {model.factor}")
+
+
+def _files(paths: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """(name, file) for every image; names are relative to the folder that was given."""
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [(name, path / name) for name in image_files(str(path))]
+        elif path.exists():
+            found.append((path.name, path))
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not found:
+        raise UserError(
+            f"no image in {', '.join(map(str, paths))}; allowed: {' '.join(EXTENSIONS)}"
+        )
+    return found
+
+
+def _names(files: list[tuple[str, Path]]) -> dict[str, Path]:
+    """A name to write under for every file: one of its own, without folders."""
+    named: dict[str, Path] = {}
+    for name, path in files:
+        stem = wanted = re.sub(r"[/\\]", "_", name.rsplit(".", 1)[0])
+        number = 2
+        while stem in named:
+            stem, number = f"{wanted}-{number}", number + 1
+        named[stem] = path
+    return named
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from error

@@ -1,0 +1,362 @@
+"""AuraEquiVAE's training: what is compared with what, windows, recipes, the two players."""
+
+from __future__ import annotations
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_aura
+from tiny_nets import quick_jit
+
+from efae_jax import data, groups, recipes, train
+from efae_jax.errors import UserError
+from efae_jax.methods import aura_equivae, make_method
+from efae_jax.methods.aura_equivae import Window, cut, random_flips
+from efae_jax.methods.base import Context
+from efae_jax.models.conv_autoencoder import shrink
+from efae_jax.sharding import put_batch
+
+BATCH = 6
+
+
+class Blocks:
+    """Without parameters, exact and equivariant on images of flat 2x2 blocks: their means."""
+
+    group = groups.group("z2xz2")
+    matrices = groups.representation(group, "3*trivial").matrices
+    factor = upscale = shrink = 1
+    is_flow = False
+
+    def __init__(self, factor=2):
+        self.factor = factor
+
+    def init(self, key):
+        return {}
+
+    def views(self, x):
+        return x, x
+
+    def encode(self, params, x):
+        return shrink(x, self.factor)
+
+    def act(self, params, g_B, z):
+        return groups.act_latent(self.group, self.matrices, g_B, z)
+
+    def act_image(self, g_B, x):
+        return groups.act_image(self.group, g_B, x)
+
+    def decode(self, params, z):
+        return z.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
+
+
+def keys(seed=5, count=BATCH):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def block_images(seed=0, side=4):
+    cells = np.random.default_rng(seed).integers(0, 256, (BATCH, side, side, 3), np.uint8)
+    return {"image": cells.repeat(2, axis=1).repeat(2, axis=2), "label": np.zeros(BATCH, np.int32)}
+
+
+def context(plan, step=0, **others):
+    given = {"variables": {}, "passed": {}, "frozen": {}} | others
+    return Context(step=jnp.asarray(step), plan=plan, **given)
+
+
+def exact_loss(plan, model=None, seed=5, **overrides):
+    """Losses and metrics of a model without parameters, on images that it keeps exactly."""
+    with mock.patch.object(aura_equivae, "build_autoencoder", return_value=model or Blocks()):
+        method = make_method(tiny_aura(latent__noise="none", **overrides))
+    run = quick_jit(
+        lambda batch, k: method.loss("autoencoder", {"autoencoder": {}}, batch, k, context(plan))
+    )
+    return jax.device_get(run(block_images(), keys(seed)))
+
+
+@pytest.mark.parametrize("plan", [Window(4, 4), Window(2, 2), Window(2, 3)])
+def test_target_and_latent_go_through_the_same_element_and_window(plan):
+    outcome = exact_loss(plan, latent__penalty=0.0)
+    np.testing.assert_allclose(outcome.loss_B, 0, atol=1e-6)
+
+
+def test_a_model_that_forgets_the_group_is_found_out():
+    class Fixed(Blocks):
+        def act(self, params, g_B, z):
+            return z
+
+    for plan in (Window(4, 4), Window(2, 2)):
+        outcome = exact_loss(plan, Fixed(), latent__penalty=0.0)
+        assert np.sum(outcome.metrics["reconstruction"] > 0.1) >= 2
+        control = exact_loss(plan, Fixed(), latent__penalty=0.0, group__in_objective=False)
+        np.testing.assert_allclose(control.loss_B, 0, atol=1e-6)
+
+
+def test_every_element_comes_up_and_each_example_has_its_own():
+    class Seen(Blocks):
+        def act(self, params, g_B, z):
+            return z + g_B[:, None, None, None]
+
+    found = [exact_loss(Window(4, 4), Seen(), seed=s).metrics["reconstruction"] for s in range(6)]
+    # Every element adds its index to the decoded image.
+    assert len(np.unique(np.round(np.concatenate(found), 1))) >= 4
+
+
+def test_penalty_and_noise():
+    x = block_images()["image"].astype(np.float32) / 127.5 - 1
+    z_square = np.mean(x**2, axis=(1, 2, 3))
+    outcome = exact_loss(Window(4, 4), latent__penalty=0.5)
+    np.testing.assert_allclose(outcome.loss_B, 0.5 * z_square, rtol=1e-5)
+    # The penalty is of the latent before the noise, the reconstruction of the one behind it.
+    noisy = {"latent__noise_size": 0.1, "latent__penalty": 0.5}
+    with mock.patch.object(aura_equivae, "build_autoencoder", return_value=Blocks()):
+        method = make_method(tiny_aura(latent__noise="multiplicative", **noisy))
+    outcome = method.loss(
+        "autoencoder", {"autoencoder": {}}, block_images(), keys(), context(Window(4, 4))
+    )
+    np.testing.assert_allclose(outcome.metrics["latent_square"], z_square, rtol=1e-5)
+    # |z (1 + 0.1 n) - z| has mean 0.1 sqrt(2 / pi) mean |z|.
+    expected = 0.1 * np.sqrt(2 / np.pi) * np.abs(x).mean()
+    assert outcome.metrics["reconstruction"].mean() == pytest.approx(expected, rel=0.1)
+
+
+def test_windows_lie_in_the_latent_and_reach_every_place():
+    z = jnp.arange(2000 * 25.0).reshape(2000, 5, 5, 1)
+    x = z.repeat(3, axis=1).repeat(3, axis=2)
+    z_part, x_part = jax.jit(functools.partial(cut, window=Window(2, 3)))(keys(0, 2000), z, x)
+    assert z_part.shape == (2000, 2, 3, 1)
+    assert x_part.shape == (2000, 6, 9, 1)
+    np.testing.assert_array_equal(x_part, z_part.repeat(3, axis=1).repeat(3, axis=2))
+    row, column = np.divmod(np.asarray(z_part[:, 0, 0, 0]) % 25, 5)
+    np.testing.assert_array_equal(np.unique(row), [0, 1, 2, 3])
+    np.testing.assert_array_equal(np.unique(column), [0, 1, 2])
+    for counts in (np.bincount(row.astype(int)) / 500, np.bincount(column.astype(int)) * 3 / 2000):
+        np.testing.assert_allclose(counts, 1, atol=0.2)
+
+
+def test_flips_before_lpips_are_the_same_for_both_images():
+    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 1))
+    a, b = random_flips(keys(1, 64), (x, x))
+    np.testing.assert_array_equal(a, b)
+    flipped = [x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]]
+    which = [int(np.argmax([np.array_equal(f[i], a[i]) for f in flipped])) for i in range(64)]
+    assert all(np.array_equal(flipped[w][i], a[i]) for i, w in enumerate(which))
+    assert set(which) == {0, 1, 2, 3}
+
+
+def test_plans_follow_from_seed_and_step():
+    method = make_method(tiny_aura(crop__sides=(0.5, 0.75)))
+    plans = [method.plan(step) for step in range(600)]
+    assert plans == [make_method(tiny_aura(crop__sides=(0.5, 0.75))).plan(s) for s in range(600)]
+    assert set(plans) == set(method.plans()) == {Window(4, 4), Window(2, 2), Window(3, 3)}
+    assert plans != [make_method(tiny_aura(crop__sides=(0.5, 0.75), seed=1)).plan(s) for s in
+                     range(600)]  # fmt: skip
+    share = np.mean([plan == Window(4, 4) for plan in plans])
+    assert share == pytest.approx(0.5, abs=0.07)
+    assert make_method(tiny_aura(crop__rate=0.0)).plans() == (Window(4, 4),)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"crop__sides": (0.3,)}, "from 0.375 to below 1"),
+        ({"crop__sides": (0.6,)}, "whole positions"),
+        ({"crop__sides": ()}, "config.crop.rate=0.5"),
+        ({"loss__recipe": "mine"}, "released, later, custom"),
+        ({"loss__reconstruction": "l2"}, "none, pooled, low_pass, l1"),
+        ({"loss__gradient": "sign"}, "none, elementwise, global"),
+        ({"latent__penalty": -1.0}, "latent.penalty=-1.0"),
+        ({"model__shrink": 0}, "shrink=0"),
+        ({"model__norm_groups": 3}, "4 channels cannot be split into 3 groups"),
+        ({"model__decoder_widths": (4, 8, 8)}, "multiple"),
+        ({"optim__rates": (("conv_inn/", 1e-4),)}, "no parameter's path contains conv_inn/"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(overrides, message):
+    with pytest.raises(UserError) as error:
+        train.Run(tiny_aura(**overrides), jax.devices()[:1])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipes_are_presets_that_are_not_mixed():
+    for recipe, other in (("released", "later"), ("later", "released")):
+        config = tiny_aura(recipe)
+        assert recipes.mixed(config) == []
+        for name, allowed in recipes.RECIPES[other].items():
+            section, field = name.split(".")
+            if allowed[0] in recipes.RECIPES[recipe][name]:
+                continue
+            config = tiny_aura(recipe)
+            config[section][field] = allowed[0]
+            with pytest.raises(UserError, match=f"config.{name}=.*recipe='custom'"):
+                make_method(config)
+            config.loss.recipe = "custom"
+            make_method(config)
+
+
+# --- the loop -------------------------------------------------------------------------------
+
+
+def steps(run, count):
+    source = data.make_source(run.config.data, "train")
+    batches = train.train_batches(run.config, source, 0)
+    state, figures = run.init(), []
+    for step in range(count):
+        batch = put_batch(run.mesh, next(batches))
+        state, metrics = run.step(state, batch, run.method.plan(step))
+        figures.append(jax.device_get(metrics))
+    return state, figures
+
+
+@pytest.mark.parametrize("kind", ["elementwise", "global"])
+def test_normalised_gradients_are_those_of_the_global_batch(kind):
+    """The same updates on one device and on eight."""
+    overrides = {"loss__gradient": kind, "crop__rate": 0.0}
+    results = []
+    for devices in (1, 8):
+        config = tiny_aura(mesh__data=devices, **overrides)
+        state, figures = steps(train.Run(config, jax.devices()[:devices]), 2)
+        results.append((jax.device_get(state["params"]), figures))
+    for one, eight in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(
+            one["autoencoder/gradient_norm"], eight["autoencoder/gradient_norm"], rtol=1e-3
+        )
+        np.testing.assert_allclose(one["autoencoder/loss"], eight["autoencoder/loss"], rtol=1e-4)
+
+
+def test_each_window_compiles_once_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
+    whole = train.make_mesh
+    monkeypatch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    runs = []
+    original = train.Run.step
+
+    def recorded(self, *arguments):
+        runs.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(train.Run, "step", recorded)
+    constant = {"optim__schedule": "constant", "latent__noise": "multiplicative"}
+    constant["latent__noise_size"] = 0.1
+    config = tiny_aura(**constant)
+    state = jax.device_get(train.train(config, tmp_path / "whole"))
+    plans = [runs[0].method.plan(step) for step in range(6)]
+    assert len(runs) == 6
+    assert len(runs[0].programs) == len(set(plans)) == 2
+    train.train(tiny_aura(train__steps=3, **constant), tmp_path / "cut")
+    resumed = jax.device_get(train.train(config, tmp_path / "cut"))
+    jax.tree.map(np.testing.assert_array_equal, state, resumed)
+
+
+def random_weights(abstract, seed=0):
+    random = np.random.default_rng(seed)
+
+    def one(leaf):
+        size = np.sqrt(2 / max(np.prod(leaf.shape[:-1]), 1))
+        return (size * random.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree.map(one, abstract)
+
+
+@pytest.fixture
+def vgg(monkeypatch):
+    """Random weights of the real networks, so that no download is needed."""
+    from efae_jax.convert import perceptual
+
+    monkeypatch.setattr(perceptual, "_packaged", lambda kind: pytest.fail("reads the weights"))
+    monkeypatch.setattr(
+        aura_equivae,
+        "read_lpips",
+        lambda kind, path: jax.tree.map(np.abs, random_weights(LPIPS_SHAPES())),
+    )
+    monkeypatch.setattr(
+        aura_equivae, "read_vgg16", lambda path, stages: random_weights(TRUNK_SHAPES(stages), 1)
+    )
+
+
+def LPIPS_SHAPES():
+    from efae_jax.models.functional import Net
+    from efae_jax.models.lpips import LPIPS
+
+    return Net(lambda rngs: LPIPS("vgg", rngs=rngs)).abstract
+
+
+def TRUNK_SHAPES(stages):
+    from efae_jax.models.functional import Net
+    from efae_jax.models.vgg import VGG16
+
+    return Net(lambda rngs: VGG16(stages, rngs=rngs)).abstract
+
+
+def test_the_released_recipe_trains_both_players(vgg):
+    config = tiny_aura(
+        "released", crop__rate=0.0, train__batch_size=2, mesh__data=2, loss__gan_start=20
+    )
+    config.loss.augment = True
+    run = train.Run(config, jax.devices()[:2])
+    start = run.init()
+    trunk = random_weights(TRUNK_SHAPES(3), 1)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(start["params"]["discriminator"]["trunk"]),
+        trunk,
+    )
+    assert set(start["ema"]) == {"autoencoder"}
+    before = jax.device_get(start["params"])
+    state, figures = steps(run, 2)
+    after = jax.device_get(state["params"])
+    for player in ("autoencoder", "discriminator"):
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[player], after[player])
+        assert min(jax.tree.leaves(moved)) >= 0
+        assert max(jax.tree.leaves(moved)) > 1e-6
+    named = set(figures[0])
+    for name in ("lpips", "reconstruction", "gan", "latent_square", "latent_kurtosis"):
+        assert f"autoencoder/{name}" in named
+    for name in ("logit_real", "logit_fake", "accuracy", "loss"):
+        assert f"discriminator/{name}" in named
+    assert all(np.isfinite(v) for row in figures for v in row.values())
+    # Before `gan_start` the GAN term pulls nothing and counts nothing.
+    row = figures[0]
+    loss = sum(
+        weight * row[f"autoencoder/{name}"]
+        for name, weight in (("lpips", 1), ("reconstruction", 0.2), ("latent_square", 1))
+    )
+    assert row["autoencoder/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_later_recipe_carries_lecams_anchors(vgg):
+    config = tiny_aura(
+        "later",
+        data__size=(64, 64),
+        model__shrink=2,
+        crop__rate=0.0,
+        train__batch_size=2,
+        loss__lecam=0.1,
+    )
+    run = train.Run(config, jax.devices()[:1])
+    state, figures = steps(run, 2)
+    # The heads start at zero, so the first step's logits are zero; those of the second are not.
+    assert figures[0]["discriminator/logit_real"] == 0
+    for name in ("real", "fake"):
+        logit = figures[1][f"discriminator/logit_{name}"]
+        assert abs(logit) > 0
+        assert state["variables"]["anchors"][name] == pytest.approx(0.1 * logit, rel=1e-4)
+    hinge_or_bce = figures[0]["discriminator/loss"]
+    assert hinge_or_bce == pytest.approx(np.log(2), rel=1e-5)  # halved
+
+
+def test_a_high_resolution_decoder_is_compared_with_the_images_at_twice_the_side():
+    config = tiny_aura(
+        data__size=(16, 16), model__decoder_widths=(4, 8, 8), model__shrink=2, crop__rate=0.0
+    )
+    state, figures = steps(train.Run(config, jax.devices()[:1]), 1)
+    assert np.isfinite(figures[0]["autoencoder/loss"])
+    model = make_method(config).autoencoder
+    x = jnp.zeros((1, 16, 16, 3))
+    small, target = model.views(x)
+    assert (small.shape[1], target.shape[1]) == (8, 16)
+    decoded = model.decode(state["params"]["autoencoder"], jnp.zeros((1, 4, 4, 6)))
+    assert decoded.shape == x.shape
