@@ -349,14 +349,17 @@ def test_the_later_recipe_carries_lecams_anchors(vgg):
 
 
 def test_a_high_resolution_decoder_is_compared_with_the_images_at_twice_the_side():
-    config = tiny_aura(
-        data__size=(16, 16), model__decoder_widths=(4, 8, 8), model__shrink=2, crop__rate=0.0
-    )
-    state, figures = steps(train.Run(config, jax.devices()[:1]), 1)
-    assert np.isfinite(figures[0]["autoencoder/loss"])
-    model = make_method(config).autoencoder
-    x = jnp.zeros((1, 16, 16, 3))
+    sides = {"data__size": (16, 16), "model__shrink": 2}
+    run = train.Run(tiny_aura(model__decoder_widths=(4, 8, 8), **sides), jax.devices()[:1])
+    model = run.method.autoencoder
+    x = jnp.arange(256.0).reshape(1, 16, 16, 1).repeat(3, -1)
     small, target = model.views(x)
     assert (small.shape[1], target.shape[1]) == (8, 16)
-    decoded = model.decode(state["params"]["autoencoder"], jnp.zeros((1, 4, 4, 6)))
-    assert decoded.shape == x.shape
+    np.testing.assert_array_equal(target, x)
+    assert small[0, 0, 0, 0] == x[0, :2, :2, 0].mean()
+    params = run.abstract_state["params"]["autoencoder"]
+    latent = jax.eval_shape(model.encode, params, small)
+    assert jax.eval_shape(model.decode, params, latent).shape == x.shape
+    # Without it the target is what the encoder sees.
+    plain = make_method(tiny_aura(**sides)).autoencoder
+    np.testing.assert_array_equal(*plain.views(x))

