@@ -128,6 +128,8 @@ def _export(args: argparse.Namespace) -> None:
     from efae_jax.api import load
     from efae_jax.convert.verify import verify
 
+    if args.format is not None:
+        convert.get_format(args.format)
     model = load(args.workdir)
     config, params = model.config, jax.device_get(model.params)
     name, notes = convert.write_model(config, params, args.out, args.format, args.dtype)

@@ -167,8 +167,9 @@ class Extractor:
         if settings.sample and posterior.log_variance is None:
             raise UserError("--sample: the encoder is deterministic, there is nothing to draw")
         self.shape = posterior.mean.shape[1:]
+        latent = model.config.latent.to_dict() if settings.normalised else {}
         self.record = {
-            "model": model.identity,
+            "model": {**model.identity, "config": model.config.model.to_dict(), "latent": latent},
             "dtype": str(model.config.dtype),
             "data": described,
             **self.settings._asdict(),
@@ -357,12 +358,8 @@ def encode_source(
         found as its normalisation (scaling 1, no shift).
       where: as for `make_source`.
     """
-    if store is not None and (settings.normalised or store.exists()):
-        raise UserError(
-            f"--store {store}: "
-            + ("is there already; give a new directory" if store.exists() else
-               "the mean and std of normalised latents are not those of the model's own")
-        )  # fmt: skip
+    if store is not None:
+        _check_store(store, settings)
     model = load(model_source, dtype=dtype)
     source, transform, described = make_source(model, **where)
     extractor = Extractor(
@@ -385,6 +382,18 @@ def encode_source(
             store_statistics(model, summary, store)
             say(f"model with this mean and std: {store}")
     return summary
+
+
+def _check_store(store: Path, settings: Settings) -> None:
+    why = ""
+    if store.exists():
+        why = "is there already; give a new directory"
+    elif settings.normalised:
+        why = "the mean and std of normalised latents are not those of the model's own"
+    elif jax.process_count() > 1:
+        why = "give the command again in one process once the latents are there, with this option"
+    if why:
+        raise UserError(f"--store {store}: {why}")
 
 
 def store_statistics(model: Model, summary: dict[str, Any], workdir: Path) -> None:
@@ -414,7 +423,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
     rows = [[str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(per_channel)]
     title = f"{summary['images']:,} latents of {'x'.join(map(str, summary['shape']))}"
     if len(rows) <= 32:
-        names = [f"quantile {name}" for name in shown]
+        names = [f"{100 * float(name):g}%" for name in shown]
         console.print(figures_table(title, ["channel", "mean", "std", *names], rows))
     else:
         say(title)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PALE = "#1b1b1f", "#6b6b76"
 LEAST, MOST = 256, 768  # pixels of a panel's longer side
-GAP, LINES = 14, (18, 15)  # between panels, and the sizes of a caption's two lines
+GAP, LINES = 14, (16, 14)  # between panels, and the sizes of a caption's two lines
 CAPTION = 52  # height
 
 
@@ -26,7 +27,7 @@ class Panel(NamedTuple):
 def draw_panels(panels: Sequence[Panel]) -> Image.Image:
     """One row of images. Small ones are enlarged by whole pixels, large ones made smaller."""
     images = [_fitted(picture(panel.image)) for panel in panels]
-    fonts = [ImageFont.load_default(size) for size in LINES]
+    fonts = [ImageFont.truetype(findfont("DejaVu Sans"), size) for size in LINES]
     widths = [
         max(image.width, *(int(f.getlength(t)) for f, t in zip(fonts, panel[1:], strict=True)))
         for image, panel in zip(images, panels, strict=True)

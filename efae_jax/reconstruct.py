@@ -223,7 +223,7 @@ def _write(out: Path, name: str, shown: dict[str, Any], act: str | None) -> None
 
     height, width = shown["input"].shape[:2]
     panels = [
-        Panel(shown["input"], "x", f"{width} x {height}"),
+        Panel(shown["input"], "x", f"{width} × {height}"),
         Panel(shown["reconstruction"], "decode(E(x))", note()),
     ]
     singles = ["input", "reconstruction"]
@@ -231,7 +231,7 @@ def _write(out: Path, name: str, shown: dict[str, Any], act: str | None) -> None
         panels += [
             Panel(shown["moved"], "g x", f"g = {act}: {LABELS[act]}"),
             Panel(shown[act], "decode(ρ(g) E(x))", note(f"{act}_")),
-            Panel(shown[f"{act}-difference"], "|difference|", f"times {AMPLIFY}"),
+            Panel(shown[f"{act}-difference"], "|difference|", f"× {AMPLIFY}"),
         ]
         singles += [act, f"{act}-difference"]
     for kind in singles:

@@ -11,9 +11,9 @@ LAYERS = [
     {"models", "data", "sharding", "optim", "logs"},
     {"convert"},
     {"methods"},
-    {"state", "checkpoint", "pictures"},
+    {"state", "checkpoint", "pictures", "panels"},
     {"api"},
-    {"evaluate"},
+    {"evaluate", "reconstruct", "extract"},
     {"train"},
     {"__main__"},
 ]

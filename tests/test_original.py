@@ -12,7 +12,7 @@ from original_model import ARCHITECTURE, random_inputs, random_params
 from tiny_nets import operations
 
 from efae_jax import flow, groups, sampling
-from efae_jax.convert import efae
+from efae_jax.convert import efae, sources
 from efae_jax.models.functional import Net
 from efae_jax.models.original import OriginalDiT, OriginalEncoder, rotary, time_features
 
@@ -36,7 +36,7 @@ def assert_close(ours, golden):
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="no golden numbers here")
 def test_golden_numbers_of_the_published_program():
-    architecture, params = efae.import_efae(GOLDEN, heads=4)
+    architecture, params = efae.from_source(sources.read_source(GOLDEN), 4)
     nets = efae.nets(architecture)
     with np.load(GOLDEN) as file:
         golden = {k: v for k, v in file.items() if not k.startswith("sd/")}

@@ -1,43 +1,121 @@
-"""Exchange of weights with PyTorch programs: one module per format, and the table of formats."""
+"""Exchange of weights with PyTorch programs: one module per format, and the table of formats.
+
+imported = read_model("stabilityai/sd-vae-ft-ema")
+write_model(imported.config, imported.params, "out", "diffusers")
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from efae_jax.convert import efae
+from efae_jax.convert import diffusers, efae, layout, ldm, sketch, sources, taesd, vqgan_training
+from efae_jax.convert.model import Imported, Options
 from efae_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How weights of one format are written and read.
-
-    Attributes:
-      export: (params, architecture, out_path) -> None.
-      load: (path, heads) -> (architecture, params).
-      architecture: config of a run -> architecture.
-      config: architecture -> config of a run.
-    """
-
-    export: Callable
-    load: Callable
-    architecture: Callable
-    config: Callable
-
-
-FORMATS = {
-    efae.FORMAT: Format(
-        export=efae.export_efae,
-        load=efae.import_efae,
-        architecture=efae.architecture_of,
-        config=efae.config_of,
-    )
+# Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, matches, read, write.
+# The first that matches reads; the first that writes a kind is its natural format.
+FORMATS: dict[str, ModuleType] = {
+    module.FORMAT: module for module in (taesd, diffusers, efae, vqgan_training, ldm)
 }
 
+_NONE_STATED = Options()
 
-def get_format(name: str) -> Format:
-    """The format of that name.
+__all__ = [
+    "FORMATS",
+    "Imported",
+    "Options",
+    "formats_of",
+    "get_format",
+    "read_model",
+    "write_model",
+]
+
+
+def read_model(
+    source: str | os.PathLike[str], format: str | None = None, options: Options = _NONE_STATED
+) -> Imported:
+    """A model from PyTorch weights.
+
+    Args:
+      source: a file, a folder, or a hub id, such as "stabilityai/sd-vae-ft-ema".
+      format: a name of `FORMATS`; recognised from the content unless given.
+      options: what the weights do not say.
+
+    Raises:
+      UserError: nothing there, a file that is damaged or would run code, no format that
+        fits, or names and shapes that do not (all listed).
+    """
+    if format is not None:
+        get_format(format)
+    found = sources.read_source(source)
+    if format is None:
+        format = next((name for name, module in FORMATS.items() if module.matches(found)), None)
+    if format is None:
+        if sketch.matches(found.tensors):
+            raise UserError(
+                f"{source} is a disentangler's basis of the latent, which belongs to a model and "
+                "is not one; efae_jax.convert.sketch.read gives its parameters"
+            )
+        some = ", ".join(layout.printable(name) for name in [*found.tensors][:3])
+        raise UserError(
+            f"{source} is of no format of {', '.join(FORMATS)}; its {len(found.tensors)} names "
+            f"begin with {some}"
+        )
+    module = FORMATS[format]
+    for name, value in options._asdict().items():
+        if value is not None and name not in module.OPTIONS:
+            allowed = " and ".join(_flag(option) for option in module.OPTIONS)
+            raise UserError(f"{_flag(name)}: format {format} takes only {allowed}")
+    imported = module.read(found, options)
+    with imported.config.unlocked():
+        imported.config.model.source = str(source)
+    return imported
+
+
+def write_model(
+    config: Any,
+    params: Mapping[str, Any],
+    out: str | os.PathLike[str],
+    format: str | None = None,
+    dtype: str | None = None,
+) -> tuple[str, list[str]]:
+    """Writes a model's weights for PyTorch, whole or not at all.
+
+    Args:
+      config, params: of the model.
+      out: a .safetensors file (a JSON is written beside it), or, for diffusers and taesd, a
+        new folder.
+      format: a name of `formats_of(config)`; the first unless given.
+      dtype: of the stored numbers; as they were imported, or float32, unless given.
+
+    Returns:
+      the format, and what is lost in it, one line each.
+
+    Raises:
+      UserError: a format that does not hold such a model, or a place that cannot be written.
+    """
+    allowed = formats_of(config)
+    format = allowed[0] if format is None else format
+    module = get_format(format)
+    if format not in allowed:
+        raise UserError(
+            f"--format {format} does not hold a model of kind {config.model.kind}; allowed: "
+            f"{', '.join(allowed)}"
+        )
+    return format, module.write(config, params, Path(out), dtype)
+
+
+def formats_of(config: Any) -> list[str]:
+    """The formats that hold models of this kind, the natural one first."""
+    return [name for name, module in FORMATS.items() if config.model.kind in module.KINDS]
+
+
+def get_format(name: str) -> ModuleType:
+    """The module of a format.
 
     Raises:
       UserError: listing the names.
@@ -45,3 +123,7 @@ def get_format(name: str) -> Format:
     if name not in FORMATS:
         raise UserError(f"--format {name}: no such format; allowed: {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

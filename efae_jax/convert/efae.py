@@ -20,11 +20,14 @@ import numpy as np
 
 from efae_jax import groups
 from efae_jax.convert import files, layout
+from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.errors import UserError
 from efae_jax.models.functional import Net
 from efae_jax.models.original import LATENT_DIM, OriginalDiT, OriginalEncoder
 
 FORMAT = "efae"
+KINDS = ("flow",)
+OPTIONS = ("heads",)
 NETWORK_KEYS = ("channels", "width", "depth", "heads", "patch", "latent_dim")
 # The original's action on its latent: the horizontal flip negates the last four numbers.
 ORIGINAL_ACTION = {
@@ -32,7 +35,7 @@ ORIGINAL_ACTION = {
     "representation": f"{LATENT_DIM - 4}*trivial + 4*sign",
 }
 _IN_SHAPES = tuple(key for key in NETWORK_KEYS if key != "heads")
-_NOT_EXPORTABLE = (
+NOT_EXPORTABLE = (
     "format efae holds only the original EFAE's networks; a run of configs/efae.py:mnist or "
     "configs/efae.py:cifar10 gives a model that can be exported"
 )
@@ -102,7 +105,7 @@ def to_torch(params: Mapping[str, Any]) -> layout.StateDict:
     except (KeyError, TypeError):
         same = False
     if not same:
-        raise UserError(_NOT_EXPORTABLE)
+        raise UserError(NOT_EXPORTABLE)
     return layout.to_theirs(entries, params)
 
 
@@ -172,7 +175,7 @@ def architecture_of(config: Any) -> dict[str, Any]:
     """
     model = config.model
     if model.encoder.kind != "original" or model.velocity.kind != "original":
-        raise UserError(_NOT_EXPORTABLE)
+        raise UserError(NOT_EXPORTABLE)
     if config.latent.clamp:
         raise UserError("format efae knows no clamp of the latent; the run has config.latent.clamp")
     return {
@@ -205,8 +208,40 @@ def config_of(architecture: Mapping[str, Any]) -> Any:
     return config
 
 
+def matches(source: Source) -> bool:
+    """Whether the names are the original EFAE's."""
+    return any(name.startswith("velocity.") for name in source.tensors)
+
+
+def read(source: Source, options: Options) -> Imported:
+    """Reads a model of kind "flow".
+
+    Raises:
+      UserError: as `from_source`.
+    """
+    architecture, params = from_source(source, options.heads)
+    config = config_of(architecture)
+    with config.unlocked():
+        config.model.stored = layout.stored_type(source.tensors)
+    return Imported(config, params, FORMAT, {}, [])
+
+
+def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None = None) -> list[str]:
+    """Writes a safetensors file and the JSON beside it.
+
+    Raises:
+      UserError: as `export_efae`.
+    """
+    stored = dtype or config.model.get("stored", "float32")
+    export_efae(params, architecture_of(config), out, stored)
+    return []
+
+
 def export_efae(
-    params: Mapping[str, Any], architecture: Mapping[str, Any], out_path: str | Path
+    params: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    out_path: str | Path,
+    dtype: str = "float32",
 ) -> None:
     """Writes `out_path` (.safetensors) and the JSON beside it that says how to build the model.
 
@@ -214,6 +249,7 @@ def export_efae(
       params: {"encoder": tree, "velocity": tree}.
       architecture: as in the module's docstring; `group` and `representation` are the
         original's where they are not given.
+      dtype: of the stored numbers.
 
     Raises:
       UserError: not the original's networks, an architecture that disagrees with the
@@ -221,41 +257,40 @@ def export_efae(
     """
     where = "the model to export"
     if not set(NETWORK_KEYS) <= architecture.keys():
-        raise UserError(_NOT_EXPORTABLE)
+        raise UserError(NOT_EXPORTABLE)
     architecture = _checked(architecture, where)
     tensors = to_torch(params)
     _require_equal(architecture, from_torch(tensors, where)[0], where)
     nets(architecture)
     description = {"format": FORMAT, "architecture": architecture, "image_range": [-1, 1]}
-    files.write_model(out_path, tensors, description)
+    files.write_model(out_path, layout.cast(tensors, dtype), description)
 
 
-def import_efae(path: str | Path, heads: int | None = None) -> tuple[dict[str, Any], layout.Params]:
-    """Reads a safetensors or npz file: (architecture, {"encoder": tree, "velocity": tree}).
+def from_source(source: Source, heads: int | None) -> tuple[dict[str, Any], layout.Params]:
+    """(architecture, {"encoder": tree, "velocity": tree}).
 
     Args:
       heads: attention heads of the velocity field; needed where no JSON travels with the
         file. The original uses 4 for MNIST, 8 for CIFAR-10.
 
     Raises:
-      UserError: an unreadable file, weights of another model (all names listed), a JSON that
-        disagrees with the weights or with `heads`, or heads that nobody states.
+      UserError: weights of another model (all names listed), a JSON that disagrees with the
+        weights or with `heads`, or heads that nobody states.
     """
-    found, params = from_torch(files.read_state_dict(path), str(path))
-    beside = files.description_path(path)
-    description = files.read_description(path)
-    if description is None and heads is None:
+    where, beside = str(source.path), str(source.description_path)
+    found, params = from_torch(source.tensors, where)
+    if source.description is None and heads is None:
         raise UserError(
-            f"{path}: the number of attention heads cannot be read from weights and {beside} is "
+            f"{where}: the number of attention heads cannot be read from weights and {beside} is "
             "not there; give --heads (the original has 4 for MNIST and 8 for CIFAR-10)"
         )
     if heads is not None:
         found = {**found, "heads": heads}
-    if description is None:
-        architecture = _checked(found, str(path))
+    if source.description is None:
+        architecture = _checked(found, where)
     else:
-        architecture = _checked(_stated_architecture(description, str(beside)), str(beside))
-        _require_equal(architecture, found, str(beside))
+        architecture = _checked(_stated_architecture(source.description, beside), beside)
+        _require_equal(architecture, found, beside)
     # Last: what a JSON states, however absurd, is by now known to be what the weights hold.
     nets(architecture)
     return architecture, params

@@ -1,7 +1,8 @@
 """Files of weights: what they are is read from their content, never from their name.
 
-Read: safetensors and NumPy's npz. Written: safetensors, with a small JSON beside
-it that says how to build the model. No code in a file is ever run.
+Read: safetensors, NumPy's npz, and pickles (those of `torch.save`, and of plain arrays).
+Written: safetensors, with a small JSON beside it that says how to build the model. No code
+in a file is ever run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,17 +22,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from efae_jax.convert import torch_files
 from efae_jax.errors import UserError
 
+# The first instruction of a pickle of protocol 2 and later says so.
+_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 _NPZ_PREFIX = "sd/"
 _NPZ_NOT_WEIGHTS = ("in/", "out/")
-# Weights hardly compress: an archive that unpacks to far more than this is no model.
-_ZIP_FREE = 2**30
-_ZIP_RATIO = 100
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a state dict, in PyTorch's layout, from a safetensors or npz file.
+    """Reads a state dict, in PyTorch's layout, from a safetensors, npz or pickle file.
 
     Where names of an npz start with `sd/`, those are the weights, without the
     prefix, and `in/...` and `out/...` (inputs and outputs for tests) are not.
@@ -41,7 +43,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give the safetensors or npz file in it")
+        raise UserError(f"{path} is a folder; give the file in it")
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -50,16 +52,16 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if start[8:9] == b"{":
         kind, read = "safetensors", _read_safetensors
     elif start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        kind, read = "npz", _read_npz
-    elif start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
-        raise _pickle_error(path)
+        kind, read = "zip", _read_zip
+    elif start[:2] in _PICKLES:
+        kind, read = "pickle", torch_files.read_pickle
     else:
         size = path.stat().st_size
-        raise UserError(f"{path} ({size} bytes) is neither a safetensors nor an npz file")
+        raise UserError(f"{path} ({size} bytes) is neither a safetensors, npz nor pickle file")
     try:
         return read(path)
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     # Damaged bytes make the parsers of zip, npy and safetensors raise a dozen kinds of errors.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -71,24 +73,37 @@ def description_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".json")
 
 
-def read_description(path: str | Path) -> dict[str, Any] | None:
-    """The JSON beside the weights file `path`; None if there is none.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file.
 
     Raises:
       UserError: it is not a JSON object.
     """
-    beside = description_path(path)
     try:
-        description = json.loads(beside.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"cannot read {beside}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{beside} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(description, dict):
-        raise UserError(f"{beside} must hold a JSON object, not a {type(description).__name__}")
+        raise UserError(f"{path} must hold a JSON object, not a {type(description).__name__}")
     return description
+
+
+def json_text(value: Mapping[str, Any]) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """A safetensors file's content."""
+    # The writer takes each array's memory as it lies.
+    return safetensors.numpy.save(
+        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
+        metadata={"format": "pt"},
+    )
 
 
 def write_model(
@@ -105,19 +120,35 @@ def write_model(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"cannot write {path}: the name must end in .safetensors")
-    # The writer takes each array's memory as it lies.
-    weights = safetensors.numpy.save(
-        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
-        metadata={"format": "pt"},
-    )
-    text = json.dumps(description, indent=2) + "\n"
+    weights, text = safetensors_bytes(tensors), json_text(description)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _atomic(path) as weights_file, _atomic(description_path(path)) as json_file:
             weights_file.write_bytes(weights)
-            json_file.write_text(text, encoding="utf-8")
+            json_file.write_bytes(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
+    """Writes a new folder of files, whole or not at all.
+
+    Raises:
+      UserError: it is there already and not empty, or the disk refuses.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"cannot write {path}: it is there already; give a new folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -137,14 +168,16 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        pickled = any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    return torch_files.read_zip(path) if pickled else _read_npz(path)
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if any(member.filename.endswith("data.pkl") for member in members):
-            raise _pickle_error(path)
-        unpacked, packed = sum(m.file_size for m in members), path.stat().st_size
-        if unpacked > _ZIP_FREE + _ZIP_RATIO * packed:
-            raise UserError(f"{path} would unpack {packed} bytes to {unpacked}: refused")
+        torch_files.require_bounded(sum(member.file_size for member in members), path)
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
             raise UserError(f"{path} holds two arrays of the same name")
@@ -183,10 +216,3 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> 
             raise ValueError(f"{member.filename!r} states {size} bytes and has another number")
         order = "F" if fortran_order else "C"
         return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
-
-
-def _pickle_error(path: Path) -> UserError:
-    return UserError(
-        f"{path} is a PyTorch pickle, which is not read; convert it to safetensors first, in "
-        "PyTorch: safetensors.torch.save_file(torch.load(path, weights_only=True), out)"
-    )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16)
 import numpy as np
 
 from efae_jax.errors import UserError
@@ -21,7 +22,7 @@ Params = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
 # Types that float32 holds exactly.
-_READABLE = ("float32", "float16", "bfloat16")
+STORED_TYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Layout:
 SAME = Layout(to_torch=lambda a: a, from_torch=lambda a: a)
 # [in, out] here, [out, in] there.
 LINEAR = Layout(to_torch=lambda a: a.transpose(1, 0), from_torch=lambda a: a.transpose(1, 0))
+# [in, out] here, a 1x1 convolution [out, in, 1, 1] there.
+LINEAR_AS_CONV = Layout(
+    to_torch=lambda a: a.transpose(1, 0)[:, :, None, None],
+    from_torch=lambda a: a[:, :, 0, 0].transpose(1, 0),
+)
 # HWIO here, OIHW there.
 CONV = Layout(
     to_torch=lambda a: a.transpose(3, 2, 0, 1), from_torch=lambda a: a.transpose(2, 3, 1, 0)
@@ -53,18 +59,16 @@ class Entry:
 Table = Sequence[Entry]
 
 
-def linear(theirs: str, ours: str, bias: bool = True) -> list[Entry]:
+def linear(theirs: str, ours: str, bias: bool = True, layout: Layout = LINEAR) -> list[Entry]:
     """Entries of a linear layer."""
-    kernel = Entry(f"{theirs}.weight", f"{ours}/kernel", LINEAR)
+    kernel = Entry(f"{theirs}.weight", f"{ours}/kernel", layout)
     return [kernel, Entry(f"{theirs}.bias", f"{ours}/bias", SAME)] if bias else [kernel]
 
 
-def conv(theirs: str, ours: str) -> list[Entry]:
-    """Entries of a 2D convolution with bias."""
-    return [
-        Entry(f"{theirs}.weight", f"{ours}/kernel", CONV),
-        Entry(f"{theirs}.bias", f"{ours}/bias", SAME),
-    ]
+def conv(theirs: str, ours: str, bias: bool = True) -> list[Entry]:
+    """Entries of a 2D convolution."""
+    kernel = Entry(f"{theirs}.weight", f"{ours}/kernel", CONV)
+    return [kernel, Entry(f"{theirs}.bias", f"{ours}/bias", SAME)] if bias else [kernel]
 
 
 def norm(theirs: str, ours: str) -> list[Entry]:
@@ -96,6 +100,28 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
             node = node.setdefault(parent, {})
         node[last] = value
     return params
+
+
+def stored_type(tensors: Mapping[str, np.ndarray]) -> str:
+    """The type that all tensors share; float32, which holds every other, if they do not."""
+    types = {tensor.dtype.name for tensor in tensors.values()}
+    return types.pop() if len(types) == 1 else "float32"
+
+
+def cast(tensors: Mapping[str, np.ndarray], dtype: str) -> StateDict:
+    """The tensors in another type of `STORED_TYPES`.
+
+    Raises:
+      UserError: another type, or numbers that would become infinite (names listed).
+    """
+    if dtype not in STORED_TYPES:
+        raise UserError(f"--dtype {dtype}: no such type; allowed: {', '.join(STORED_TYPES)}")
+    # NumPy knows bfloat16 by the name that ml_dtypes gives it.
+    with np.errstate(over="ignore"):
+        done = {name: tensor.astype(np.dtype(dtype)) for name, tensor in tensors.items()}
+    lost = [n for n, a in done.items() if np.isinf(a).any() and not np.isinf(tensors[n]).any()]
+    require(_list("with numbers beyond its range", lost), f"--dtype {dtype}")
+    return done
 
 
 def to_theirs(table: Table, params: Mapping[str, Any]) -> StateDict:
@@ -143,9 +169,9 @@ def tensor_problems(
         shape = torch_shape(entry, wanted[entry.ours])
         if tensor.shape != shape:
             shapes.append(f"{entry.theirs} is {tensor.shape}, expected {shape}")
-        if tensor.dtype.name not in _READABLE:
+        if tensor.dtype.name not in STORED_TYPES:
             types.append(
-                f"{entry.theirs} is {tensor.dtype.name}, expected {' or '.join(_READABLE)}"
+                f"{entry.theirs} is {tensor.dtype.name}, expected {' or '.join(STORED_TYPES)}"
             )
     return _list("of the wrong shape", shapes, "; ") + _list("of the wrong type", types, "; ")
 
@@ -162,7 +188,11 @@ def require(problems: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
+def printable(name: str) -> str:
+    """A name from a file, which may hold a line break; errors are one line."""
+    return name if name.isprintable() else repr(name)
+
+
 def _list(what: str, items: Iterable[str], separator: str = ", ") -> list[str]:
-    # A name from a file may hold a line break; errors are one line.
-    shown = [item if item.isprintable() else repr(item) for item in sorted(items)]
+    shown = [printable(item) for item in sorted(items)]
     return [f"{len(shown)} {what}: {separator.join(shown)}"] if shown else []

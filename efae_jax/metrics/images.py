@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 RANGE = 2.0
+WINDOW = 11  # of SSIM, pixels
 
 
 def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, " B"]:
@@ -26,7 +27,7 @@ def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Fl
     k1 = 0.01, k2 = 0.03, data range 2; mean over the positions where the window fits
     and over channels.
     """
-    window = min(11, *a_BHWC.shape[1:3])
+    window = min(WINDOW, *a_BHWC.shape[1:3])
     return dm_pix.ssim(
         jnp.clip(a_BHWC, -1, 1) + 1,  # the constants assume values from 0 to the range
         jnp.clip(b_BHWC, -1, 1) + 1,

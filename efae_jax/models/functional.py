@@ -40,7 +40,7 @@ class Net:
     @functools.cached_property
     def abstract(self) -> Params:
         """The parameters' shapes and dtypes."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return _string_keys(nnx.to_pure_dict(self._abstract))
 
     def __call__(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         state = _like(self._abstract, params)

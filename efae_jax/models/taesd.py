@@ -8,6 +8,7 @@ layer's place in it is its name in the published files, so the same list (`encod
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -106,7 +107,7 @@ def decoder_layers(name: str) -> list[Layer]:
     v = get_variant(name)
     widths = (256, 128, 64, 64, 64, 64) if v.deep else (64, 64, 64, 64)
     layers: list[Layer] = ["bound", Conv(v.latent_channels, widths[0]), "relu"]
-    for i, (width, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (width, after) in enumerate(itertools.pairwise(widths)):
         layers += 3 * [Residual(width, v.branch and i == 0)]
         layers += ["up", Conv(width, after, bias=False)]
     return [*layers, Residual(64), Conv(64, IMAGE_CHANNELS)]

@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from efae_jax.models.conv_autoencoder import ConvAutoencoder
 from efae_jax.models.functional import Net, Params
 from efae_jax.models.kl import check_sides
 from efae_jax.models.latent import LOG_VARIANCE_RANGE, Posterior
 
-TILE, OVERLAP, SWEEPS = 512, 128, 2  # pixels, pixels, times over the image
-FLAT = 0.01
+TILE, SWEEPS = 512, 1  # pixels a side; times over the image
 # Statistics of every group norm, in the order of execution: (mean[1,G], variance[1,G]).
 Norms = list[tuple[Array, Array]]
 
@@ -27,13 +26,14 @@ Norms = list[tuple[Array, Array]]
 def tiled_posterior(
     model: ConvAutoencoder,
     params: Params,
-    x: Float[np.ndarray, "B H W c"],
+    x: Float[np.ndarray, "B H W c"] | UInt8[np.ndarray, "B H W c"],
     *,
     tile: int = TILE,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     sweeps: int = SWEEPS,
 ) -> Posterior:
     """q(z | x) of images of any size, in arrays on the host; see `tiled_encode`."""
+    _check(model, x, "images")
     check_sides(x.shape, model.factor)
     cells = (model.factor, 1)
     moments = _tiled(model, model.encoder, params["encoder"], x, cells, tile, overlap, sweeps)
@@ -46,10 +46,10 @@ def tiled_posterior(
 def tiled_encode(
     model: ConvAutoencoder,
     params: Params,
-    x: Float[np.ndarray, "B H W c"],
+    x: Float[np.ndarray, "B H W c"] | UInt8[np.ndarray, "B H W c"],
     *,
     tile: int = TILE,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     sweeps: int = SWEEPS,
 ) -> Float[np.ndarray, "B h w C"]:
     """The latent (the posterior's mode) of images of any size, within a tile's memory.
@@ -61,20 +61,27 @@ def tiled_encode(
     receptive field, which for the large models reaches some 15 latent positions, though little
     comes from so far.
 
-    Group norms take their statistics over the whole image, which no tile sees. `sweeps` times,
-    all tiles are computed and the statistics of every norm gathered from them (each position
-    counted once), to be the norms' statistics the next time; then the tiles are computed for
-    the result. After n sweeps those of the first n norms are the whole image's, and the others
-    close to them. Attention sees its own tile only; no sweep changes that.
+    Group norms take their statistics over the whole image, which no tile sees. In a sweep all
+    tiles are computed, and the statistics of every norm's input gathered from them, each
+    position counted once. The first sweep normalises each tile by its own statistics, which
+    makes those of the first norm the whole image's; the n-th takes the first n - 1 from the
+    sweep before, which makes those of the first n exact. Then the tiles are computed for the
+    result, all norms taking what the last sweep has found. One sweep removes most of the error,
+    as many as there are norms remove all of it.
+
+    Attention sees its own tile only, in the whole image's stead; no sweep changes that.
 
     Args:
       model: its convolutional encoder and decoder.
       params: of the model.
-      x: images in [-1, 1], on the host, where the result will be, too; one after the other.
+      x: uint8, or floats in [-1, 1], on the host, where the result will be, too. They are
+        treated one after the other.
       tile: side of a tile in pixels of the encoder's images, a multiple of the factor. Images
         with no longer side are done whole, with no error at all.
-      overlap: of neighbouring tiles at least, in the same pixels; up to half of the tile.
-      sweeps: 0 takes each tile's own statistics: fastest, and seams show.
+      overlap: of neighbouring tiles at least, in the same pixels; up to half of the tile, and a
+        quarter of it unless given.
+      sweeps: 0 takes each tile's own statistics: fastest, and seams show. Each costs as much
+        as the result itself; more than there are norms are not done.
 
     Raises:
       ValueError: for an autoencoder with a flow for a decoder, and for sides that do not fit.
@@ -91,7 +98,7 @@ def tiled_decode(
     z: Float[np.ndarray, "B h w C"],
     *,
     tile: int = TILE,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     sweeps: int = SWEEPS,
 ) -> Float[np.ndarray, "B H W c"]:
     """Images of latents of any size, within a tile's memory; not clipped. See `tiled_encode`.
@@ -103,8 +110,19 @@ def tiled_decode(
         this to mean the same.
       sweeps: as there.
     """
+    _check(model, z, "latents")
     cells = (1, model.factor * model.upscale)
     return _tiled(model, model.decoder, params["decoder"], z, cells, tile, overlap, sweeps)
+
+
+def _check(model: Any, x: Any, what: str) -> None:
+    if model.is_flow:
+        raise ValueError(
+            "tiles: only convolutional autoencoders are done tile by tile; a flow decoder's "
+            "velocity field sees the image whole"
+        )
+    if not isinstance(x, np.ndarray) or x.ndim != 4:
+        raise ValueError(f"tiles: {what} must be a NumPy array [batch, height, width, channels]")
 
 
 def _clip(model: ConvAutoencoder, z: np.ndarray) -> np.ndarray:
@@ -150,52 +168,27 @@ class _Axis(NamedTuple):
         return (risen(self.cuts[i]) - risen(self.cuts[i + 1])).astype(np.float32)
 
 
-class _Given(NamedTuple):
-    """What a tile is told before a sweep, of every norm: `whole`, the whole image's statistics
-    as the sweep before found them, and `own`, those of this tile's core in that sweep."""
-
-    whole: Norms
-    own: Norms
-
-
 class _Statistics:
-    """The `statistics` of a tile's group norms: corrects the tile's own by what is given.
-
-    Taking the whole image's of the last sweep as they are would let an error of one norm's
-    statistics be amplified by all that follow, as the features change in scale. So a tile's own
-    are corrected by the ratio that the whole image's had to them:
-
-        scale^2 = (own variance + d) / (own variance before + d),
-        mean = own mean + (whole mean - own mean before) scale,    variance = whole variance scale^2
-
-    where d = `FLAT` whole variance keeps the ratio sane on tiles without texture. Once the
-    features before a norm have settled, scale is 1 and these are the whole image's.
+    """The `statistics` of a tile's group norms: the first `known` as given, else the tile's own.
 
     Args:
-      rows, columns: 1 on the latent positions that count, else 0.
-      given: None for the tile's own.
-      use: else, too, if this is False.
+      rows, columns: 1 on the tile's core, 0 on its other latent positions.
+      given: of every norm; None if there are none.
+      known: how many of them to take.
     """
 
-    def __init__(self, rows: Array, columns: Array, given: _Given | None, use: Any = False):
+    def __init__(self, rows: Array, columns: Array, given: Norms | None, known: Any = 0):
         self.rows, self.columns = rows, columns
-        self.given, self.use = given, use
+        self.given, self.known = given, known
         self.found: Norms = []
 
     def __call__(self, x_BHWC: Array, groups: int) -> tuple[Array, Array]:
-        own = _core_statistics(x_BHWC, groups, self.rows, self.columns)
-        number = len(self.found)
+        own, number = _core_statistics(x_BHWC, groups, self.rows, self.columns), len(self.found)
         self.found.append(own)
         if self.given is None:
             return own
-        mean, variance = own
-        whole_mean, whole_variance = self.given.whole[number]
-        mean_before, variance_before = self.given.own[number]
-        least = FLAT * whole_variance
-        scale2 = (variance + least) / (variance_before + least + 1e-30)
-        mean = mean + (whole_mean - mean_before) * jnp.sqrt(scale2)
-        corrected = (mean, whole_variance * scale2)
-        return jax.tree.map(functools.partial(jnp.where, self.use), corrected, own)
+        take = functools.partial(jnp.where, number < self.known)
+        return jax.tree.map(take, self.given[number], own)
 
 
 def _core_statistics(
@@ -218,9 +211,9 @@ def _core_statistics(
 
 @functools.partial(jax.jit, static_argnames="net")
 def _run_tile(
-    net: Net, params: Params, tile: Array, rows: Array, columns: Array, given: _Given, use: Array
+    net: Net, params: Params, tile: Array, rows: Array, columns: Array, given: Norms, known: Array
 ) -> tuple[Array, Norms]:
-    statistics = _Statistics(rows, columns, given, use)
+    statistics = _Statistics(rows, columns, given, known)
     return net(params, tile, statistics), statistics.found
 
 
@@ -231,15 +224,12 @@ def _tiled(
     x: np.ndarray,
     cells: tuple[int, int],
     tile: int,
-    overlap: int,
+    overlap: int | None,
     sweeps: int,
 ) -> np.ndarray:
     """net(params, x); `cells` are input and output pixels a latent position, per side."""
-    if not isinstance(x, np.ndarray) or x.ndim != 4:
-        raise ValueError(
-            "tiles: images and latents are NumPy arrays [batch, height, width, channels]"
-        )
     f = model.factor
+    overlap = tile // (4 * f) * f if overlap is None else overlap
     if tile < f or tile % f or overlap % f or not 0 <= overlap <= tile // 2 or sweeps < 0:
         raise ValueError(
             f"tiles: side {tile} and overlap {overlap} must be multiples of the factor {f}, the "
@@ -258,33 +248,29 @@ def _one_image(
     sweeps: int,
 ) -> np.ndarray:
     tiles = list(itertools.product(*(range(len(axis.starts)) for axis in axes)))
-    whole = [np.ones(axis.tile, np.float32) for axis in axes]
-    shape = (1, *(axis.tile * cells[0] for axis in axes), image.shape[-1])
-    none = _no_norms(net, params, shape, whole)
-    given = [_Given(none, none)] * len(tiles)
-    if len(tiles) == 1 or not none:
-        sweeps = 0
 
-    def run(given: list[_Given], use: bool) -> Iterator[tuple[Array, Norms]]:
+    def run(given: Norms, known: int) -> Iterator[tuple[Array, Norms]]:
         """Results of the tiles; the next tile is computed while one is looked at."""
         ahead: list[Any] = []
-        for number, told in zip(tiles, given, strict=True):
-            window = image[tuple(
+        for number in tiles:
+            top, left = (
                 slice(axis.starts[i] * cells[0], (axis.starts[i] + axis.tile) * cells[0])
                 for axis, i in zip(axes, number, strict=True)
-            )]  # fmt: skip
-            cores = [a.core(i) for a, i in zip(axes, number, strict=True)] if sweeps else whole
-            ahead.append(_run_tile(net, params, window[None], *cores, told, use))
+            )
+            cores = [axis.core(i) for axis, i in zip(axes, number, strict=True)]
+            window = _to_float(image[None, top, left])
+            ahead.append(_run_tile(net, params, window, *cores, given, known))
             if len(ahead) == 2:
                 yield ahead.pop(0)
         yield from ahead
 
+    given, known = _no_norms(net, params, axes, cells[0], image.shape[-1]), 0
+    sweeps = min(sweeps, len(given)) if len(tiles) > 1 else 0
     for sweep in range(sweeps):
-        found = [jax.device_get(norms) for _, norms in run(given, sweep > 0)]
-        merged = _merge(found, [_area(axes, number) for number in tiles])
-        given = [_Given(merged, own) for own in found]
+        found = [jax.device_get(norms) for _, norms in run(given, sweep)]
+        given, known = _merge(found, [_area(axes, number) for number in tiles]), len(given)
     out = None
-    for number, (y, _) in zip(tiles, run(given, sweeps > 0), strict=True):
+    for number, (y, _) in zip(tiles, run(given, known), strict=True):
         if out is None:
             out = np.zeros([*(axis.size * cells[1] for axis in axes), y.shape[-1]], np.float32)
         rows, columns = (a.weights(i, cells[1]) for a, i in zip(axes, number, strict=True))
@@ -299,16 +285,21 @@ def _area(axes: list[_Axis], number: tuple[int, ...]) -> float:
     return float(np.prod([a.cuts[i + 1] - a.cuts[i] for a, i in zip(axes, number, strict=True)]))
 
 
-def _no_norms(net: Net, params: Params, shape: tuple[int, ...], whole: list[np.ndarray]) -> Norms:
+def _no_norms(net: Net, params: Params, axes: list[_Axis], cell: int, channels: int) -> Norms:
     """Zeros in the shape of the net's statistics."""
 
     def found(params: Params, x: Array) -> Norms:
-        statistics = _Statistics(*whole, None)
+        statistics = _Statistics(*(axis.core(0) for axis in axes), None)
         net(params, x, statistics)
         return statistics.found
 
-    shapes = jax.eval_shape(found, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    tile = jax.ShapeDtypeStruct((1, *(axis.tile * cell for axis in axes), channels), jnp.float32)
+    shapes = jax.eval_shape(found, params, tile)
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+
+def _to_float(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) / 127.5 - 1 if x.dtype == np.uint8 else x
 
 
 def _merge(found: list[Norms], areas: list[float]) -> Norms:

@@ -1,0 +1,290 @@
+"""State dicts in the files of `torch.save`, of any age, and in bare pickles of arrays.
+
+No code in them is run (see `pickles`), and PyTorch is not needed. What a file states about a
+tensor is checked against the bytes that are there before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from efae_jax.convert import layout, pickles
+from efae_jax.convert.pickles import Call, Name, Persistent
+from efae_jax.errors import UserError
+
+STATE_DICT = "state_dict"
+# The first pickle of the format before zip archives, and its version.
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+# Weights hardly compress, and few share memory: stated sizes beyond this are a bomb.
+FREE, RATIO = 2**30, 100
+_MAX_DIMENSIONS = 32
+
+_TYPES = {
+    "float64": np.float64,
+    "double": np.float64,
+    "float32": np.float32,
+    "float": np.float32,
+    "float16": np.float16,
+    "half": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "int64": np.int64,
+    "long": np.int64,
+    "int32": np.int32,
+    "int": np.int32,
+    "int16": np.int16,
+    "short": np.int16,
+    "int8": np.int8,
+    "char": np.int8,
+    "uint8": np.uint8,
+    "byte": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+    "complex64": np.complex64,
+    "complexfloat": np.complex64,
+    "complex128": np.complex128,
+    "complexdouble": np.complex128,
+}
+# key of a storage -> its bytes
+Storages = Callable[[str], np.ndarray]
+
+
+def read_zip(path: Path) -> dict[str, np.ndarray]:
+    """The state dict of a zip archive of `torch.save`; memory-mapped where not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        pickled = [name for name in members if name.split("/")[-1] == "data.pkl"]
+        if len(pickled) != 1:
+            raise UserError(f"{path} holds {len(pickled)} files data.pkl; expected one")
+        folder = pickled[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
+            raise UserError(f"{path} was written on a big-endian machine, which is not read")
+        # Compressed by someone else than PyTorch: a bomb shows in the sizes.
+        require_bounded(sum(m.file_size for m in members.values()), path)
+
+        def storage(key: str) -> np.ndarray:
+            return _member(path, archive, members[f"{folder}data/{key}"])
+
+        with archive.open(pickled[0]) as file:
+            return _state_dict(pickles.read(file), storage, path)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if member.compress_type != zipfile.ZIP_STORED or not member.file_size:
+        return np.frombuffer(archive.read(member), np.uint8)
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        signature, name, extra = struct.unpack("<4s22xHH", file.read(30))
+    if signature != b"PK\x03\x04":
+        raise ValueError(f"no member at the stated place of {member.filename!r}")
+    offset = member.header_offset + 30 + name + extra
+    return np.memmap(path, np.uint8, mode="r", offset=offset, shape=(member.file_size,))
+
+
+def read_pickle(path: Path) -> dict[str, np.ndarray]:
+    """The state dict of a bare pickle of arrays, or of `torch.save` before zip archives."""
+    with path.open("rb") as file:
+        value = pickles.read(file)
+        if value != _LEGACY_MAGIC:
+            return _state_dict(value, _no_storage, path)
+        version, system = pickles.read(file), pickles.read(file)
+        if version != _LEGACY_VERSION or not isinstance(system, dict):
+            raise ValueError("of an unknown version")
+        if system.get("little_endian") is not True:
+            raise UserError(f"{path} was written on a big-endian machine, which is not read")
+        value = pickles.read(file)
+        keys = pickles.read(file)
+        sizes = dict(_legacy_storages(value))
+        storages = {_key(key): _legacy_storage(file, sizes[key]) for key in keys}
+    return _state_dict(value, storages.__getitem__, path)
+
+
+def _legacy_storages(value: Any) -> list[tuple[Any, int]]:
+    """(key, bytes per number) of every storage that a value refers to."""
+    found, todo, seen = [], [value], set()
+    while todo:
+        node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Persistent):
+            _, kind, key, *_ = node.id
+            found.append((_key(key), _storage_type(kind).itemsize))
+        elif isinstance(node, dict):
+            todo += [*node, *node.values()]
+        elif isinstance(node, list | tuple):
+            todo += node
+        elif isinstance(node, Call):
+            todo += [node.function, node.args, node.state]
+    return found
+
+
+def _legacy_storage(file: IO[bytes], itemsize: int) -> np.ndarray:
+    (count,) = struct.unpack("<q", file.read(8))
+    size = count * itemsize
+    here = file.tell()
+    if not 0 <= size <= file.seek(0, 2) - here:
+        raise ValueError(f"a storage states {size} bytes, beyond the end of the file")
+    file.seek(here)
+    return np.frombuffer(file.read(size), np.uint8)
+
+
+def _no_storage(key: str) -> np.ndarray:
+    raise ValueError(f"there is no storage {key!r}")
+
+
+def _key(key: Any) -> str:
+    # Looked up in dictionaries: see `pickles` on what is hashed.
+    if not isinstance(key, str):
+        raise ValueError("a storage's key is no text")
+    return key
+
+
+def _state_dict(value: Any, storage: Storages, path: Path) -> dict[str, np.ndarray]:
+    if isinstance(value, dict) and isinstance(value.get(STATE_DICT), dict):
+        value = value[STATE_DICT]
+    if not isinstance(value, dict):
+        kind = "whole Python object" if isinstance(value, Call) else type(value).__name__
+        raise UserError(f"{path} holds a {kind}, not a state dict (names and tensors)")
+    reader = _Arrays(storage, path)
+    tensors = {name: reader.array(entry) for name, entry in value.items()}
+    strange = [
+        # Anything else than text is not shown: a file could make it endless.
+        layout.printable(name) if isinstance(name, str) else "(a key that is no text)"
+        for name, array in tensors.items()
+        if array is None or not isinstance(name, str)
+    ]
+    if strange:
+        more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
+        raise UserError(
+            f"{path} holds no state dict: {', '.join(strange[:10])}{more}: no tensor; expected "
+            f"names and tensors, alone or under {STATE_DICT!r}"
+        )
+    return tensors
+
+
+class _Arrays:
+    """Makes arrays of calls that rebuild tensors, and of nothing else."""
+
+    def __init__(self, storage: Storages, path: Path):
+        self._storage, self._path = storage, path
+        self._bytes: dict[Any, np.ndarray] = {}
+        self._total = 0
+
+    def array(self, value: Any) -> np.ndarray | None:
+        """The array, or None if the value is none."""
+        if not isinstance(value, Call) or not isinstance(value.function, Name):
+            return None
+        module, name, args = value.function.module, value.function.name, value.args
+        if module == "torch._utils":
+            if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+                return self._tensor(*args[:4], *(args[6:7] if name.endswith("3") else ()))
+            if name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+                return self.array(args[0])
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return self.array(Call(args[0], args[2]))
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            if name == "_reconstruct" and value.state is not None:
+                _, shape, kind, fortran, data = value.state
+                return self._numpy(shape, kind, data, "F" if fortran else "C")
+            if name == "scalar":
+                return self._numpy((), *args, "C")
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            data, kind, shape, order = args
+            return self._numpy(shape, kind, data, order)
+        return None
+
+    def _tensor(
+        self, where: Any, offset: Any, shape: Any, strides: Any, kind: Any = None
+    ) -> np.ndarray:
+        _, storage_kind, key, _, count, *view = where.id
+        if any(part is not None for part in view):
+            raise ValueError("a storage is a view of another, which is not supported")
+        if _key(key) not in self._bytes:
+            self._bytes[key] = self._storage(key)
+        dtype = _storage_type(storage_kind) if kind is None else _dtype(kind.name)
+        data = self._bytes[key]
+        numbers = (offset, count, *shape, *strides)
+        if any(not _is_size(n) for n in numbers):
+            raise ValueError("a tensor states sizes that are no sizes")
+        if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if 0 not in shape and (last + 1) * dtype.itemsize > data.size:
+            raise ValueError(f"a tensor reaches beyond the {data.size} bytes of its storage")
+        self._count(shape, dtype)
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        flat = data[: data.size // dtype.itemsize * dtype.itemsize].view(dtype)
+        steps = [s * dtype.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+
+    def _numpy(self, shape: Any, kind: Any, data: Any, order: str) -> np.ndarray:
+        dtype = _numpy_type(kind)
+        if isinstance(data, Call) and _is(data.function, "_codecs", "encode"):
+            data = data.args[0].encode("latin-1")  # bytes, as protocol 2 writes them
+        elif isinstance(data, Call) and _is(data.function, "builtins", "bytearray"):
+            data = data.args[0]
+        elif isinstance(data, str):
+            data = data.encode("latin-1")  # a string of Python 2
+        if len(shape) > _MAX_DIMENSIONS or any(not _is_size(n) for n in shape):
+            raise ValueError("an array states sizes that are no sizes")
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise ValueError(f"an array states {math.prod(shape)} numbers and has another amount")
+        self._count(shape, dtype)
+        return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+    def _count(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._total += math.prod(shape) * dtype.itemsize
+        require_bounded(self._total, self._path)
+
+
+def _is_size(n: Any) -> bool:
+    return type(n) is int and 0 <= n < 2**62
+
+
+def require_bounded(size: int, path: Path) -> None:
+    """Raises `UserError` for a file that would unpack to far more than weights do."""
+    packed = path.stat().st_size
+    if size > FREE + RATIO * packed:
+        raise UserError(f"{path} would unpack {packed} bytes to {size}: refused")
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    return isinstance(value, Name) and (value.module, value.name) == (module, name)
+
+
+def _storage_type(kind: Any) -> np.dtype:
+    """`torch.FloatStorage`, or untyped bytes (whose tensors state their type)."""
+    if kind.name == "UntypedStorage":
+        return np.dtype(np.uint8)
+    return _dtype(kind.name.removesuffix("Storage").lower())
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in _TYPES:
+        raise ValueError(f"tensors of type {name} are not read")
+    return np.dtype(_TYPES[name])
+
+
+def _numpy_type(kind: Any) -> np.dtype:
+    """dtype("f4") with the state (version, byte order, ...)."""
+    if not isinstance(kind, Call) or not _is(kind.function, "numpy", "dtype"):
+        raise ValueError("an array without a type")
+    name, order = kind.args[0], (kind.state or (None, "|"))[1]
+    if not isinstance(name, str) or not isinstance(order, str):
+        raise ValueError("an array whose type has no name")
+    if name[:1] not in "fiubc" or order not in ("<", "|", "="):
+        raise ValueError(f"arrays of type {order}{name} are not read")
+    return np.dtype(name)
