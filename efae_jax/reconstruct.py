@@ -251,7 +251,8 @@ def _table(record: dict[str, Any]) -> Any:
     rows.append([f"mean of {len(rows)}", *cells(record["mean"])])
     title = "decode(E(x)) against x"
     if record["act"] is not None:
-        title += f"; {record['act']}: decode(rho({record['act']}) E(x)) against it of x"
+        g = record["act"]
+        title += f"; {g}: decode(rho({g}) E(x)) against {g} x"
     return figures_table(title, ["image", *columns], rows)
 
 

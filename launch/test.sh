@@ -8,4 +8,5 @@ set -- requirements-test.txt
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "${options[@]}"
+# Most of the time goes into compiling, each program on one core: a process per core halves it.
+.venv/bin/python -m pytest -n auto --dist loadfile "${options[@]}"
