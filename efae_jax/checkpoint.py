@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,11 @@ def save_model(workdir: Path, params: Any, config: dict) -> None:
       config: as JSON.
     """
     workdir = Path(workdir)
-    temporary = workdir.with_name(f".{workdir.name}.tmp")
+    temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
     try:
         workdir.parent.mkdir(parents=True, exist_ok=True)
+        # What an interrupted process of that number left would be taken for this model.
+        shutil.rmtree(temporary, ignore_errors=True)
         checkpoints = Checkpoints(temporary)
         try:
             checkpoints.save(0, {"ema": params}, 0, config)
@@ -141,17 +144,23 @@ def read_config(workdir: Path) -> dict:
     """The config that a work directory was made with, as JSON.
 
     Raises:
-      UserError: when it holds none.
+      UserError: when it holds none, or one of another version of this package.
     """
     path = Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
             f"{workdir} holds no config.json; give a training run's work directory"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or "kind" not in config.get("model", {}):
+        raise UserError(
+            f"{path} is not of this version of efae_jax: it has no model.kind; use the version "
+            "that made it"
+        )
+    return config
 
 
 def write_config(workdir: Path, config: dict) -> None:
@@ -180,8 +189,10 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a work directory holds a checkpoint."""
-    return any((Path(workdir) / FOLDER).glob("[0-9]*"))
+    """Whether a work directory holds a complete checkpoint."""
+    folder = Path(workdir) / FOLDER
+    # A save that was cut off leaves a folder with a longer name.
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def check_config(workdir: Path, config: dict) -> None:

@@ -79,7 +79,7 @@ class TrainProgress:
 
     def __init__(self, start: int, total: int, batch_size: int):
         self._total, self._batch_size = total, batch_size
-        self._last = (start, time.monotonic())
+        self._last, self._rate = (start, time.monotonic()), 0.0
         self._bar = _bar(
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s"),
             disable=jax.process_index() != 0 or not console.is_terminal,
@@ -100,11 +100,13 @@ class TrainProgress:
         self._bar.update(self._task, completed=step)
 
     def report(self, step: int, loss: float) -> float:
-        """Shows a loss; returns the images per second since the last report."""
+        """Shows a loss; returns the images per second since the last report (0: not known)."""
         before, then = self._last
         now = time.monotonic()
-        rate = (step - before) * self._batch_size / max(now - then, 1e-9)
-        self._last = (step, now)
+        if step > before:
+            self._rate = (step - before) * self._batch_size / max(now - then, 1e-9)
+            self._last = (step, now)
+        rate = self._rate
         self._bar.update(self._task, loss=f"{loss:.4f}", rate=f"{rate:,.0f}")
         if not console.is_terminal:
             left = (self._total - step) * self._batch_size / max(rate, 1e-9)
@@ -115,8 +117,13 @@ class TrainProgress:
         return rate
 
     def restart_clock(self, step: int) -> None:
-        """Leaves what happened until now (compiling, an evaluation) out of the rate."""
+        """Leaves the steps up to this one, and their time, out of the rate."""
         self._last = (step, time.monotonic())
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves so much time (of compiling, of an evaluation) out of the rate."""
+        step, then = self._last
+        self._last = (step, then + seconds)
 
 
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:

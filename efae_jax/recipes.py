@@ -1,7 +1,8 @@
 """AuraEquiVAE's two training recipes, as plain data: they are never mixed unnoticed.
 
 "released" is the program that trained the released model, "later" what its repository became.
-Each gives the allowed values of fields of a config, the first of them being the preset.
+Each gives the allowed values of fields of a config, the first of them being the preset: the terms
+of the losses and the treatment of the latent. Data and optimisers are the variants' own.
 `config.loss.recipe = "custom"` allows anything.
 """
 

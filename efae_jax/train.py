@@ -98,17 +98,22 @@ class Run:
         self.programs: dict[Hashable, Any] = {}
         self.compile_seconds = 0.0
 
-    def init(self, autoencoder: Any = None) -> dict[str, Any]:
+    def load_pretrained(self) -> dict[str, Any]:
+        """Parameters, by player, that a run does not start from scratch with."""
+        pretrained = self.method.load_pretrained()
+        if self.config.init_from:
+            pretrained[self.method.players[0]] = _read_autoencoder(self, self.config.init_from)
+        return pretrained
+
+    def init(self, pretrained: dict[str, Any] | None = None) -> dict[str, Any]:
         """The state of step 0, every array made where it belongs; pretrained parts replaced.
 
         Args:
-          autoencoder: parameters that the first player starts from, if not from scratch.
+          pretrained: what `load_pretrained` gives; loaded unless given.
         """
+        pretrained = self.load_pretrained() if pretrained is None else pretrained
         init = jax.jit(self._init, out_shardings=self.state_shardings)
         state = init(jax.random.key(self.config.seed))
-        pretrained = self.method.load_pretrained()
-        if autoencoder is not None:
-            pretrained[self.method.players[0]] = autoencoder
         for player, part in pretrained.items():
             for tree in (state["params"], state["ema"]):
                 if player in tree:
@@ -139,6 +144,8 @@ class Run:
             )
         if config.data.channels not in (1, 3):
             raise UserError(f"config.data.channels={config.data.channels} must be 1 or 3")
+        if config.seed < 0:
+            raise UserError(f"config.seed={config.seed} must be at least 0")
         for name, value in (
             ("train.steps", train.steps),
             ("log.every", config.log.every),
@@ -166,6 +173,8 @@ def _replace(tree: Any, part: Any) -> Any:
     """The tree with the leaves of `part` in place of its own, laid out as its own were."""
     if not isinstance(part, dict):
         return jax.device_put(np.asarray(part, tree.dtype), tree.sharding)
+    if unknown := part.keys() - tree.keys():
+        raise KeyError(f"pretrained parameters that the model lacks: {sorted(unknown)}")
     return {k: _replace(v, part[k]) if k in part else v for k, v in tree.items()}
 
 
@@ -192,13 +201,13 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     train_batches(config, source, 0).close()
     evaluator = Evaluator(run.method.autoencoder, config, run.mesh)
     new = not has_checkpoint(workdir)
-    autoencoder = _read_autoencoder(run, config.init_from) if new and config.init_from else None
+    pretrained = run.load_pretrained() if new else {}
     run.frozen  # noqa: B018  (read here, so that a missing file leaves no work directory)
     _prepare(workdir, as_json)
 
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    if checkpoints.latest() is None:
-        state, examples = run.init(autoencoder), 0
+    if new:
+        state, examples = run.init(pretrained), 0
     else:
         state, examples = checkpoints.restore(run.abstract_state)
         say(f"resumed at step {int(state['step']):,} from {workdir}")
@@ -278,14 +287,14 @@ def _loop(
     with TrainProgress(start, total, batch_size) as progress:
         batch = put_batch(run.mesh, next(batches))
         for step in range(start + 1, total + 1):
-            plan, known = run.method.plan(step - 1), len(run.programs)
+            plan, known, spent = run.method.plan(step - 1), len(run.programs), run.compile_seconds
             state, metrics = run.step(state, batch, plan)
             if several and len(run.programs) > known:
                 say(
                     f"step {step:,}: compiled program {len(run.programs)} of "
                     f"{len(run.method.plans())} ({plan}); {run.compile_seconds:.0f} s in all so far"
                 )
-                progress.restart_clock(step)
+                progress.leave_out(run.compile_seconds - spent)
             pending.append((step, metrics))
             if step < total:  # read and send the next batch while this step runs
                 batch = put_batch(run.mesh, next(batches))
@@ -302,10 +311,10 @@ def _loop(
                 report(step, progress)
                 checkpoints.save(step, state, examples + (step - start) * batch_size, as_json)
             if config.eval.every and step % config.eval.every == 0:
-                player = run.method.players[0]
+                began, player = time.monotonic(), run.method.players[0]
                 figures = evaluator.summary(state["ema"][player])
                 writer.write(step, {f"eval/{k}": v for k, v in figures.items()})
-                progress.restart_clock(step)
+                progress.leave_out(time.monotonic() - began)
     return state
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 from unittest import mock
 
 import jax
@@ -12,7 +14,8 @@ import pytest
 from tiny import tiny_aura
 from tiny_nets import quick_jit
 
-from efae_jax import data, groups, recipes, train
+from efae_jax import data, groups, losses, recipes, train
+from efae_jax.checkpoint import Checkpoints, save_model
 from efae_jax.errors import UserError
 from efae_jax.methods import aura_equivae, make_method
 from efae_jax.methods.aura_equivae import Window, cut, random_flips
@@ -123,6 +126,82 @@ def test_penalty_and_noise():
     assert outcome.metrics["reconstruction"].mean() == pytest.approx(expected, rel=0.1)
 
 
+class Offset(Blocks):
+    """Exact but for an offset that is trained: every pixel of it is too bright."""
+
+    def decode(self, params, z):
+        return super().decode(params, z) + params["offset"]
+
+
+PIXELS = 8 * 8 * 3
+
+
+def offset_gradient(**overrides):
+    """The gradient of the mean L1 for the offset, one number per pixel."""
+    with mock.patch.object(aura_equivae, "build_autoencoder", return_value=Offset()):
+        method = make_method(tiny_aura(latent__penalty=0.0, latent__noise="none", **overrides))
+
+    def loss(offset):
+        params = {"autoencoder": {"offset": offset}}
+        outcome = method.loss("autoencoder", params, block_images(), keys(), context(Window(4, 4)))
+        return outcome.loss_B.mean(), outcome
+
+    gradient, outcome = jax.grad(loss, has_aux=True)(jnp.full((8, 8, 3), 0.25))
+    weight = method.config.loss.reconstruction_weight
+    np.testing.assert_allclose(outcome.metrics["reconstruction"], 0.25, rtol=1e-4)
+    np.testing.assert_allclose(outcome.loss_B, weight * 0.25, rtol=1e-4)
+    return np.asarray(gradient)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.2])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [  # of B equal gradients 1 / (B N) at each of N pixels, summed over the batch
+        ("none", 1 / PIXELS),
+        ("elementwise", np.sqrt(BATCH)),
+        ("global", np.sqrt(BATCH / PIXELS)),
+    ],
+)
+def test_gradients_are_normalised_then_weighted(kind, expected, weight, monkeypatch):
+    settings = {"loss__gradient": kind, "loss__reconstruction_weight": weight}
+    np.testing.assert_allclose(offset_gradient(**settings), weight * expected, rtol=1e-4)
+    # The epsilon is compared with the gradient of the plain term: half is left of one its size.
+    norms = {"elementwise": 1 / (PIXELS * np.sqrt(BATCH)), "global": 1 / np.sqrt(PIXELS * BATCH)}
+    monkeypatch.setattr(losses, "GRADIENT_EPS", norms.get(kind))
+    share = 1.0 if kind == "none" else 0.5
+    np.testing.assert_allclose(offset_gradient(**settings), share * weight * expected, rtol=1e-4)
+
+
+def test_lpips_sees_flipped_pairs_where_that_is_asked_for():
+    ramp = jnp.arange(64.0).reshape(8, 8, 1)
+    found = {}
+    for augment in (False, True):
+        with mock.patch.object(aura_equivae, "build_autoencoder", return_value=Blocks()):
+            method = make_method(
+                tiny_aura(
+                    loss__lpips=1.0,
+                    loss__augment=augment,
+                    latent__noise="none",
+                    group__in_objective=False,
+                )
+            )
+        method.lpips = lambda params, a, b: jnp.mean(a * b * ramp, axis=(1, 2, 3))
+        outcome = method.loss(
+            "autoencoder",
+            {"autoencoder": {}},
+            block_images(),
+            keys(),
+            context(Window(4, 4), frozen={"lpips": {}}),
+        )
+        found[augment] = np.asarray(outcome.metrics["lpips"])
+    square = (block_images()["image"].astype(np.float32) / 127.5 - 1) ** 2
+    flips = [square, square[:, ::-1], square[:, :, ::-1], square[:, ::-1, ::-1]]
+    each = np.stack([np.mean(f * ramp, axis=(1, 2, 3)) for f in flips])
+    np.testing.assert_allclose(found[False], each[0], rtol=1e-4)
+    assert np.abs(found[True] - each).min(axis=0).max() < 1e-3
+    assert np.abs(found[True] - each[0]).max() > 1e-2
+
+
 def test_windows_lie_in_the_latent_and_reach_every_place():
     z = jnp.arange(2000 * 25.0).reshape(2000, 5, 5, 1)
     x = z.repeat(3, axis=1).repeat(3, axis=2)
@@ -170,6 +249,11 @@ def test_plans_follow_from_seed_and_step():
         ({"loss__gradient": "sign"}, "none, elementwise, global"),
         ({"latent__penalty": -1.0}, "latent.penalty=-1.0"),
         ({"model__shrink": 0}, "shrink=0"),
+        ({"data__size": (9, 8)}, "config.data.size=9x8: both sides must be multiples of 2"),
+        ({"seed": -1}, "config.seed=-1"),
+        ({"loss__lecam": 0.1}, "needs a discriminator"),
+        ({"loss__gan_loss": "wgan"}, "thresholded, bce, hinge"),
+        ({"loss__reconstruction": "none"}, "contradict"),
         ({"model__norm_groups": 3}, "4 channels cannot be split into 3 groups"),
         ({"model__decoder_widths": (4, 8, 8)}, "multiple"),
         ({"optim__rates": (("conv_inn/", 1e-4),)}, "no parameter's path contains conv_inn/"),
@@ -214,13 +298,16 @@ def steps(run, count):
 
 @pytest.mark.parametrize("kind", ["elementwise", "global"])
 def test_normalised_gradients_are_those_of_the_global_batch(kind):
-    """The same updates on one device and on eight."""
+    """The same norms, losses and parameters on one device and on eight."""
     overrides = {"loss__gradient": kind, "crop__rate": 0.0}
     results = []
     for devices in (1, 8):
         config = tiny_aura(mesh__data=devices, **overrides)
         state, figures = steps(train.Run(config, jax.devices()[:devices]), 2)
         results.append((jax.device_get(state["params"]), figures))
+    # Adam turns rounding of gradients near zero into steps; elsewhere the updates agree.
+    close = jax.tree.map(lambda a, b: np.mean(np.abs(a - b) < 1e-4), results[0][0], results[1][0])
+    assert min(jax.tree.leaves(close)) > 0.9
     for one, eight in zip(results[0][1], results[1][1], strict=True):
         np.testing.assert_allclose(
             one["autoencoder/gradient_norm"], eight["autoencoder/gradient_norm"], rtol=1e-3
@@ -228,9 +315,16 @@ def test_normalised_gradients_are_those_of_the_global_batch(kind):
         np.testing.assert_allclose(one["autoencoder/loss"], eight["autoencoder/loss"], rtol=1e-4)
 
 
-def test_each_window_compiles_once_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
+@pytest.fixture
+def only_one_device(monkeypatch):
+    """`train.train` takes all devices; here it gets the first."""
     whole = train.make_mesh
     monkeypatch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+
+
+def test_each_window_compiles_once_and_a_resumed_run_is_the_same(
+    tmp_path, monkeypatch, only_one_device
+):
     runs = []
     original = train.Run.step
 
@@ -249,6 +343,48 @@ def test_each_window_compiles_once_and_a_resumed_run_is_the_same(tmp_path, monke
     train.train(tiny_aura(train__steps=3, **constant), tmp_path / "cut")
     resumed = jax.device_get(train.train(config, tmp_path / "cut"))
     jax.tree.map(np.testing.assert_array_equal, state, resumed)
+
+
+def test_a_run_starts_from_another_model(tmp_path, monkeypatch, only_one_device):
+    trained = train.train(tiny_aura(train__steps=1, crop__rate=0.0), tmp_path / "first")
+    source = jax.device_get(trained["ema"]["autoencoder"])
+    config = tiny_aura(init_from=str(tmp_path / "first"), crop__rate=0.0, train__steps=1)
+    run = train.Run(config, jax.devices()[:1])
+    state = jax.device_get(run.init())
+    for tree in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[tree]["autoencoder"], source)
+    # A save that was cut off is no checkpoint: the run still starts from the model.
+    (tmp_path / "second" / "checkpoints" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
+    starts = []
+    monkeypatch.setattr(train.Run, "init", lambda self, given=None: starts.append(given) or state)
+    train.train(config, tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, starts[0]["autoencoder"], source)
+
+
+def test_a_model_that_cannot_be_started_from_is_named_and_leaves_nothing(tmp_path, only_one_device):
+    first = tmp_path / "first"
+    config = tiny_aura(model__widths=(4, 12))
+    model = make_method(config).autoencoder
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    save_model(first, {"autoencoder": params}, json.loads(config.to_json_best_effort()))
+    for source, message in ((first, "is (12,), not (8,)"), (tmp_path / "none", "none")):
+        with pytest.raises(UserError) as error:
+            train.train(tiny_aura(init_from=str(source)), tmp_path / "second")
+        assert message in str(error.value)
+        assert not (tmp_path / "second").exists()
+
+
+def test_an_interrupted_import_does_not_reach_the_next(tmp_path):
+    config = json.loads(tiny_aura().to_json_best_effort())
+    temporary = tmp_path / f".model.{os.getpid()}.tmp"
+    save_model(temporary, {"autoencoder": {"a": np.zeros(3)}}, config)
+    save_model(tmp_path / "model", {"autoencoder": {"a": np.ones(3)}}, config)
+    checkpoints = Checkpoints(tmp_path / "model")
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {"ema": {"autoencoder": {"a": jax.ShapeDtypeStruct((3,), float, sharding=place)}}}
+    restored, _ = checkpoints.restore(abstract)
+    checkpoints.close()
+    np.testing.assert_array_equal(restored["ema"]["autoencoder"]["a"], np.ones(3))
 
 
 def random_weights(abstract, seed=0):
@@ -292,10 +428,8 @@ def TRUNK_SHAPES(stages):
 
 
 def test_the_released_recipe_trains_both_players(vgg):
-    config = tiny_aura(
-        "released", crop__rate=0.0, train__batch_size=2, mesh__data=2, loss__gan_start=20
-    )
-    config.loss.augment = True
+    config = tiny_aura("released", crop__rate=0.0, train__batch_size=2, mesh__data=2)
+    config.loss.recipe, config.loss.gan_start = "custom", 1
     run = train.Run(config, jax.devices()[:2])
     start = run.init()
     trunk = random_weights(TRUNK_SHAPES(3), 1)
@@ -310,21 +444,24 @@ def test_the_released_recipe_trains_both_players(vgg):
     after = jax.device_get(state["params"])
     for player in ("autoencoder", "discriminator"):
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[player], after[player])
-        assert min(jax.tree.leaves(moved)) >= 0
-        assert max(jax.tree.leaves(moved)) > 1e-6
+        assert min(jax.tree.leaves(moved)) > 0
     named = set(figures[0])
     for name in ("lpips", "reconstruction", "gan", "latent_square", "latent_kurtosis"):
         assert f"autoencoder/{name}" in named
     for name in ("logit_real", "logit_fake", "accuracy", "loss"):
         assert f"discriminator/{name}" in named
     assert all(np.isfinite(v) for row in figures for v in row.values())
-    # Before `gan_start` the GAN term pulls nothing and counts nothing.
-    row = figures[0]
-    loss = sum(
-        weight * row[f"autoencoder/{name}"]
-        for name, weight in (("lpips", 1), ("reconstruction", 0.2), ("latent_square", 1))
-    )
-    assert row["autoencoder/loss"] == pytest.approx(loss, rel=1e-5)
+    # Before `gan_start` the GAN term counts nothing.
+    for started, row in enumerate(figures):
+        weights = {"lpips": 1, "reconstruction": 0.2, "latent_square": 1, "gan": started}
+        loss = sum(weight * row[f"autoencoder/{name}"] for name, weight in weights.items())
+        assert row["autoencoder/loss"] == pytest.approx(loss, rel=1e-5)
+        assert row["autoencoder/gan"] > 1e-3
+        # The discriminator is shown the images and the decoded ones.
+        assert abs(row["discriminator/logit_real"] - row["discriminator/logit_fake"]) > 1e-3
+
+
+LATER_WEIGHTS = {"lpips": 1, "gan": 1, "latent_square": 0.1}
 
 
 def test_the_later_recipe_carries_lecams_anchors(vgg):
@@ -344,8 +481,11 @@ def test_the_later_recipe_carries_lecams_anchors(vgg):
         logit = figures[1][f"discriminator/logit_{name}"]
         assert abs(logit) > 0
         assert state["variables"]["anchors"][name] == pytest.approx(0.1 * logit, rel=1e-4)
-    hinge_or_bce = figures[0]["discriminator/loss"]
-    assert hinge_or_bce == pytest.approx(np.log(2), rel=1e-5)  # halved
+    assert figures[0]["discriminator/loss"] == pytest.approx(np.log(2), rel=1e-5)  # halved
+    row = figures[1]
+    loss = sum(w * row[f"autoencoder/{n}"] for n, w in LATER_WEIGHTS.items())
+    assert row["autoencoder/loss"] == pytest.approx(loss, rel=1e-5)
+    assert "autoencoder/reconstruction" not in row
 
 
 def test_a_high_resolution_decoder_is_compared_with_the_images_at_twice_the_side():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from efae_jax.models.functional import Net
 from efae_jax.models.latent import Normalisation, Posterior
 from efae_jax.models.wavelet import HIGH, LOW, wavelet
 
+GOLDEN = ROOT.parent / "shared" / "fixtures" / "aura_losses.npz"
 SIDES = (16, 24)  # not square
 
 
@@ -196,6 +198,18 @@ def test_every_parameter_matters():
                 assert np.abs(leaf).max() > 1e-6, name
 
 
+def test_blocks_start_near_the_identity():
+    model = build_autoencoder(small("aura", model__attention=True, model__widths=(8, 64)))
+    params = jax.jit(model.init)(jax.random.key(0))
+    middle = params["encoder"]["middle"]
+    assert np.std(middle["block1"]["conv2"]["kernel"]) == pytest.approx(1e-4 / 64, rel=0.05)
+    assert np.std(middle["attention"]["out"]["kernel"]) == pytest.approx(0.2 / 8, rel=0.05)
+    assert set(middle["attention"]) == {"norm", "qkv", "out"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "bias":
+            assert not np.any(leaf), path
+
+
 def test_rematerialisation_changes_nothing():
     plain, params = model_of()
     remat, _ = model_of(train__remat=True)
@@ -289,6 +303,13 @@ def test_the_wavelets_letters_are_width_then_height():
     x[:, :, 7:] = 1
     energy = np.square(np.asarray(wavelet(x))[0, 2:-2]).sum((0, 1))
     assert energy[2] > 100 * energy[1]
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the original's numbers are not here")
+def test_the_wavelet_is_the_originals():
+    with np.load(GOLDEN) as file:
+        x, expected = (rearrange(file[n], "b c h w -> b h w c") for n in ("in/a", "out/wavelet"))
+    np.testing.assert_allclose(wavelet(x), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_shrink_is_the_mean_of_blocks():

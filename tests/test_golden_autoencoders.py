@@ -5,10 +5,14 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from weights import SHARED, assert_close, assert_same_bytes, needs, nhwc
 
+import efae_jax
 from efae_jax import convert, groups
 from efae_jax.convert import files
+from efae_jax.methods.base import to_float
+from efae_jax.metrics.images import psnr
 from efae_jax.models.build import build_autoencoder
 
 NAMES = ("aura_vae", "aura_vae_hr_noattn", "aura_vae_wavelet", "ldm_autoencoder_kl")
@@ -102,3 +106,25 @@ def test_taef2_with_its_real_weights():
     assert_close((decoded + 1) / 2, numbers["out/recon"])
     error = np.mean((np.clip(decoded, -1, 1) - x) ** 2) / 4
     assert -10 * np.log10(error) == pytest.approx(28.85, abs=0.005)
+
+
+@needs("taef2/taef2_encoder.pth")
+@needs("images/lavender.jpg")
+def test_bfloat16_keeps_the_quality_of_real_weights_on_photographs():
+    pixels = []
+    for path in sorted((SHARED / "images").glob("*.jpg"))[:4]:
+        with Image.open(path) as image:
+            side = min(image.size)
+            image = image.convert("RGB").crop((0, 0, side, side)).resize((128, 128))
+        pixels.append(np.asarray(image))
+    x = np.stack(pixels)
+    quality = {}
+    for dtype in ("float32", "bfloat16"):
+        model = efae_jax.load(SHARED / "taef2", dtype=dtype)
+        decoded = model.decode(model.encode(x))
+        assert np.isfinite(decoded).all()
+        quality[dtype] = np.asarray(psnr(decoded, to_float(x)))
+    assert quality["float32"].min() > 20
+    loss = quality["float32"] - quality["bfloat16"]
+    assert np.abs(loss).max() > 0  # it is computed in bfloat16
+    assert loss.max() < 0.5

@@ -13,7 +13,7 @@ from efae_jax import losses, recipes
 from efae_jax.convert.perceptual import read_lpips, read_vgg16
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
-from efae_jax.methods.efae import NOISE_KINDS, perturb
+from efae_jax.methods.noise import NOISE_KINDS, perturb
 from efae_jax.models.build import build_autoencoder, compute_dtype
 from efae_jax.models.discriminators import VGG_FORMS, VGGPatchDiscriminator, trunk_stages
 from efae_jax.models.functional import Net
@@ -63,10 +63,16 @@ class AuraEquiVAE(Method):
         self.config, self.autoencoder = config, build_autoencoder(config)
         _check(config)
         model, dtype, loss = self.autoencoder, compute_dtype(config.dtype), config.loss
-        height, width = config.data.size
-        sides = height // model.shrink // model.factor, width // model.shrink // model.factor
-        self.whole = Window(*sides)
-        self.windows = tuple(_window(fraction, sides) for fraction in config.crop.sides)
+        cell = model.shrink * model.factor
+        if any(side % cell for side in config.data.size):
+            height, width = config.data.size
+            raise UserError(
+                f"config.data.size={height}x{width}: both sides must be multiples of {cell}, the "
+                "encoder's factor times config.model.shrink"
+            )
+        self.whole = Window(*(side // cell for side in config.data.size))
+        sides = config.crop.sides if config.crop.rate else ()
+        self.windows = tuple(_window(fraction, self.whole) for fraction in sides)
         if loss.lpips:
             self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs, dtype=dtype))
             self.frozen = {"lpips": self.lpips.abstract}
@@ -152,11 +158,14 @@ class AuraEquiVAE(Method):
         def add(name: str, term: Any, weight: Float[Array, ""] | float) -> None:
             """Adds weight x term(decoded image), with the gradient normalised."""
             nonlocal loss_B
-            image = decoded_BHWC
-            if config.gradient != "none":
-                image = losses.normalise_gradient(image, config.gradient, weight)
-            metrics[name] = term(image)
-            loss_B = loss_B + weight * metrics[name]
+            if config.gradient == "none":
+                metrics[name] = term(decoded_BHWC)
+                loss_B = loss_B + weight * metrics[name]
+                return
+            # The weight comes after the normalisation, whose epsilon is meant for the plain term.
+            metrics[name] = term(losses.normalise_gradient(decoded_BHWC, config.gradient, weight))
+            others = jax.lax.stop_gradient((weight - 1) * metrics[name])
+            loss_B = loss_B + metrics[name] + others
 
         if config.lpips:
 
@@ -205,6 +214,7 @@ class AuraEquiVAE(Method):
         }
         variables = context.variables
         if config.lecam:
+            # Against the anchors as the steps before this one left them.
             metrics["lecam"] = losses.lecam(real, fake, variables["anchors"])
             loss_B = loss_B + config.lecam * metrics["lecam"]
             anchors = losses.update_anchors(variables["anchors"], real, fake)
@@ -250,13 +260,14 @@ def random_flips(keys_B: PRNGKeyArray, images: tuple[Array, ...]) -> tuple[Array
     return images
 
 
-def _window(fraction: float, sides: tuple[int, int]) -> Window:
+def _window(fraction: float, sides: Window) -> Window:
     window = Window(*(round(fraction * side) for side in sides))
     whole = all(abs(fraction * s - n) < 1e-6 for s, n in zip(sides, window, strict=True))
     if not SMALLEST_WINDOW <= fraction < 1 or not whole:
         raise UserError(
             f"config.crop.sides: {fraction} of a latent of {sides[0]}x{sides[1]} is not allowed; "
-            f"it must be from {SMALLEST_WINDOW} to below 1 and give whole positions"
+            f"it must be from {SMALLEST_WINDOW} to below 1 and give whole positions; "
+            "config.crop.rate=0 takes no windows"
         )
     return window
 
@@ -270,6 +281,8 @@ def _check(config: Any) -> None:
         ("loss.gradient", loss.gradient, GRADIENTS),
         ("loss.reconstruction", loss.reconstruction, tuple(RECONSTRUCTIONS)),
         ("loss.discriminator", loss.discriminator, VGG_FORMS),
+        ("loss.gan_loss", loss.gan_loss, ("thresholded", "bce", "hinge")),
+        ("loss.discriminator_loss", loss.discriminator_loss, ("bce", "hinge")),
         ("latent.noise", latent.noise, NOISE_KINDS),
     )
     for name, value, allowed in choices:
@@ -285,6 +298,13 @@ def _check(config: Any) -> None:
         raise UserError(
             f"config.crop.rate={config.crop.rate} must be from 0 to 1, and config.crop.sides "
             "name a side unless it is 0"
+        )
+    if loss.lecam and not loss.gan:
+        raise UserError(f"config.loss.lecam={loss.lecam} needs a discriminator; see loss.gan")
+    if (loss.reconstruction == "none") != (not loss.reconstruction_weight):
+        raise UserError(
+            f"config.loss.reconstruction={loss.reconstruction!r} and "
+            f"reconstruction_weight={loss.reconstruction_weight} contradict each other"
         )
     if wrong := recipes.mixed(config):
         raise UserError(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from efae_jax import flow
+from efae_jax import flow, losses
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
+from efae_jax.methods.noise import NOISE_KINDS, perturb
 from efae_jax.models.build import build_flow_autoencoder
-
-NOISE_KINDS = ("none", "additive", "multiplicative")
 
 
 class EFAE(Method):
@@ -67,7 +65,7 @@ class EFAE(Method):
         )(keys_B)
 
         z = model.encode(params, x_BHWC)
-        squares_B = jnp.mean(jnp.square(z), axis=tuple(range(1, z.ndim)))
+        squares_B = losses.latent_penalty(z)
         z = perturb(latent_keys, z, config.latent.noise, config.latent.noise_size)
         z = flow.drop(drop_keys, z, config.flow.drop_rate)
         if config.group.in_objective:
@@ -84,18 +82,3 @@ class EFAE(Method):
         loss_B = matching_B + config.latent.penalty * squares_B
         metrics = {"flow": matching_B, "latent_square": squares_B}
         return Outcome(loss_B, metrics, context.variables, {})
-
-
-def perturb(
-    keys_B: PRNGKeyArray, z: Float[Array, "B ..."], kind: str, size: float
-) -> Float[Array, "B ..."]:
-    """Noise of a fixed size on the latent, n standard normal.
-
-    "additive": z + size n; "multiplicative": z (1 + size n); "none": z. It bounds the
-    information that the latent carries and makes the decoder robust to a diffusion
-    model's errors.
-    """
-    if kind == "none" or size == 0:
-        return z
-    n = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys_B)
-    return z + size * n if kind == "additive" else z * (1 + size * n)
