@@ -214,7 +214,7 @@ def test_options_from_configs():
         ({"group__name": "so2"}, "'so2': allowed are trivial, z2_h"),
         ({"group__name": "c4", "group__representation": "8*trivial", "data__size": (8, 16)},
          "needs square images, but config.data.size is 8x16"),
-        ({"group__representation": "4*trivial"}, "has 4 channels, but .* is 8; .* must be equal"),
+        ({"group__representation": "4*trivial"}, "has 4 channels, but .* has 8; .* must be equal"),
         ({"model__encoder__kind": "original"}, "256 numbers, but latent_channels is 8"),
         ({"model__velocity__kind": "original"}, "takes a vector latent; set"),
         ({"model__velocity__patch": 3}, "patch .or stem. 3 and the latent's factor 4: one must"),

@@ -25,6 +25,10 @@ class EFAE(Method):
     """
 
     def __init__(self, config: Any):
+        if config.model.kind != "flow":
+            raise UserError(
+                f"config.method='efae' trains a model of kind 'flow', not {config.model.kind!r}"
+            )
         self.autoencoder = build_flow_autoencoder(config)
         self.config = config
         if config.flow.time not in flow.TIME_DENSITIES:
