@@ -18,9 +18,14 @@ from pathlib import Path
 
 from efae_jax.errors import UserError
 
+IMAGES = ("images", "source", "path", "data_dir", "split", "size")  # options of `_add_images`
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    """Runs a command; a user's mistake is one line on standard error and exit code 2.
+
+    So is Ctrl-C, with exit code 130.
+    """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # orbax announces on every restore that it was given no shardings on purpose, and more.
@@ -30,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"stopped; {args.stopped}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -40,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser("evaluate", help="figures and pictures of a trained model")
     c.add_argument("workdir", type=Path)
     c.add_argument("--step", type=int, help="of the checkpoint; the newest unless given")
-    c.set_defaults(run=_evaluate)
+    _add_images(c, "test")
+    c.set_defaults(run=_evaluate, stopped="the figures are written at the end, so there are none")
 
     model_help = "a work directory, or what `import` takes"
     dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
@@ -52,17 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
     c.add_argument("--size", type=int, help="resize and crop to this square")
     c.add_argument("--dtype", help=dtype_help)
-    c.set_defaults(run=_reconstruct)
+    c.set_defaults(run=_reconstruct, stopped="the pictures that are done stay where they are")
 
     c = commands.add_parser("encode", help="write the latents of a data set, and their statistics")
     c.add_argument("--model", required=True, help=model_help)
     c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
-    c.add_argument("--images", metavar="FOLDER", help="every image in it, at any depth")
-    c.add_argument("--source", help="or a data source, as config.data.source; see --path, --split")
-    c.add_argument("--path", help="of that source, as config.data.path")
-    c.add_argument("--data-dir", help="of that source, as config.data.data_dir")
-    c.add_argument("--split", default="train", help="of that source: train or test")
-    c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
+    _add_images(c, "train")
     c.add_argument("--format", default="array_record", help="array_record or npz")
     c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
     c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
     c.add_argument("--dtype", help=dtype_help)
     c.add_argument("--store", type=Path, metavar="WORKDIR", help="the model with this mean, std")
-    c.set_defaults(run=_encode)
+    c.set_defaults(run=_encode, stopped="the same command goes on")
 
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
     c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--format", help="the natural one of the model unless given")
     c.add_argument("--dtype", help="of the numbers in the file: float32, bfloat16, float16")
     c.add_argument("--verify", action="store_true", help="compare with the original library")
-    c.set_defaults(run=_export)
+    c.set_defaults(run=_export, stopped="a file or folder is written whole or not at all")
 
     c = commands.add_parser("import", help="make a work directory from PyTorch weights")
     c.add_argument("source", help="a file, a folder, or a hub id: owner/name or owner/name/file")
@@ -91,15 +95,32 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--variant", help="of TAESD, where several have the same shapes")
     c.add_argument("--heads", type=int, help="of the original EFAE's attention")
     c.add_argument("--verify", action="store_true", help="compare with the original library")
-    c.set_defaults(run=_import)
+    c.set_defaults(run=_import, stopped="the work directory is written whole or not at all")
     return parser
 
 
+def _add_images(command: argparse.ArgumentParser, split: str) -> None:
+    """Options that name images: the arguments of `data.chosen.choose_images`."""
+    add = command.add_argument
+    add("--images", metavar="FOLDER", help="every image in it, at any depth")
+    add("--source", help="or a data source, as config.data.source; see --path, --split")
+    add("--path", help="of that source, as config.data.path")
+    add("--data-dir", help="of that source, as config.data.data_dir")
+    add("--split", help=f"of that source: train or test; {split} unless given")
+    add("--size", type=int, help="resize and crop to this square; else config.data.size")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
-    from efae_jax.api import config_of
+    from efae_jax.api import config_of, is_workdir
     from efae_jax.evaluate import evaluate_workdir
 
-    evaluate_workdir(args.workdir, config_of(args.workdir), step=args.step)
+    if not is_workdir(args.workdir):
+        raise UserError(
+            f"{args.workdir} is no work directory, of training or of an import; weights become "
+            f"one by: python -m efae_jax import {args.workdir} WORKDIR"
+        )
+    where = {name: getattr(args, name) for name in IMAGES}
+    evaluate_workdir(args.workdir, config_of(args.workdir), step=args.step, where=where)
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
@@ -110,13 +131,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    from efae_jax.extract import Settings, encode_source
+    from efae_jax.encode import encode_source
+    from efae_jax.extract import Settings
 
-    options = {
-        name: getattr(args, name)
-        for name in ("batch_size", "max_bad", "dtype", "store", "images", "source", "path")
-    }
-    options |= {name: getattr(args, name) for name in ("data_dir", "split", "size")}
+    names = ("batch_size", "max_bad", "dtype", "store", *IMAGES)
+    options = {name: getattr(args, name) for name in names}
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     encode_source(args.model, args.out, settings=settings, **options)
 

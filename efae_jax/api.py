@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import math
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 
 from efae_jax import convert, sampling
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
+from efae_jax.convert import files
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
@@ -25,6 +27,7 @@ from efae_jax.models.latent import Posterior
 from efae_jax.models.tiled import tiled_decode, tiled_encode, tiled_posterior
 from efae_jax.sharding import make_mesh, tree_shardings
 
+log = logging.getLogger(__name__)
 PLAYER = "autoencoder"  # under this name every method trains the model that users see
 
 
@@ -170,6 +173,7 @@ class Model:
 
     def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """rho(g) z, for one element by name ("h") or an index per example."""
+        self._check_latents("act", z)
         return self._act(self.params, self._indices(g, z.shape[0]), z)
 
     def act_image(self, g: str | Int[Array, " B"], x: Array) -> Array:
@@ -207,6 +211,7 @@ class Model:
         options |= given
         if options.get("steps", 1) < 1:
             raise ValueError(f"decode: steps={steps} must be at least 1")
+        self._check_latents("decode", z)
         if tile is not None:
             x = tiled_decode(self._model, self.params, np.asarray(z), tile=tile)
             return np.clip(x, -1, 1) if clip else x
@@ -240,6 +245,12 @@ class Model:
         if x.dtype != jnp.uint8:
             raise ValueError(f"bits_per_dimension: images are uint8, not {x.dtype}")
         return self._bits(self.params, x, key, steps, probes)
+
+    def _check_latents(self, what: str, z: Any) -> None:
+        channels = self._model.representation.channels
+        axes = ["B", "h", "w", str(channels)] if self.factor else ["B", str(channels)]
+        if np.ndim(z) != len(axes) or np.shape(z)[-1] != channels:
+            raise ValueError(f"{what}: latents must be [{', '.join(axes)}], not {np.shape(z)}")
 
     def _indices(self, g: str | Array, batch: int) -> Array:
         if not isinstance(g, str):
@@ -316,17 +327,37 @@ def load(
     Raises:
       UserError: when no model is there.
     """
-    if not (Path(source) / "config.json").exists() or not (Path(source) / FOLDER).exists():
+    if not is_workdir(source):
         return _load_weights(source, step, dtype)
     config = config_of(source)
     _set_dtype(config, dtype)
     return Model(restore(Path(source), config, make_mesh(), step))
 
 
+def is_workdir(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the work directory of a training run or of an import.
+
+    Raises:
+      UserError: when it is one that holds no checkpoint.
+    """
+    path = Path(path)
+    config = files.read_json(path / "config.json")
+    if config is None or (path / FOLDER).is_dir():
+        return config is not None
+    if "method" in config:  # diffusers' config.json has none
+        raise UserError(f"{path} holds no checkpoint; train first, or give another directory")
+    return False
+
+
 def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str | None) -> Model:
     if step is not None:
         raise UserError(f"{source} is no work directory, so it has no checkpoint of step {step}")
     imported = convert.read_model(source)
+    for note in imported.notes:
+        log.warning("%s: %s", source, note)
+    if imported.ignored:
+        counts = ", ".join(f"{count} tensors {start}*" for start, count in imported.ignored.items())
+        log.warning("%s: not part of the autoencoder, not loaded: %s", source, counts)
     _set_dtype(imported.config, dtype)
     params = jax.device_put(imported.params)
     return Model(Restored(_build(imported.config), params, imported.config, 0))

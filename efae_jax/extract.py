@@ -1,4 +1,4 @@
-"""`python -m efae_jax encode`: the latents of a data source, on disk, with their statistics."""
+"""The latents of a data source, in shards on disk, with their statistics."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import functools
 import json
 import math
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 import efae_jax
 from efae_jax import data
-from efae_jax.api import Model, load
-from efae_jax.checkpoint import differences, save_model
-from efae_jax.data.folder import EXTENSIONS, Folder, class_of, image_files
+from efae_jax.api import Model
+from efae_jax.checkpoint import differences
 from efae_jax.data.latents import FORMATS, SUMMARY, shard_path, write_shard
 from efae_jax.data.splits import Source, Subset
 from efae_jax.data.transforms import Transform
 from efae_jax.errors import RunError, UserError
-from efae_jax.logs import console, figures_table, say, track
+from efae_jax.logs import say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.streaming import ChannelStatistics
+from efae_jax.models.build import compute_dtype
 from efae_jax.sharding import batch_sharding, make_mesh, replicated
 
 FRACTIONS = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
@@ -52,67 +50,6 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-def make_source(
-    model: Model,
-    images: str | None = None,
-    *,
-    source: str | None = None,
-    path: str | None = None,
-    data_dir: str | None = None,
-    split: str = "train",
-    size: int | None = None,
-) -> tuple[Source, Transform, dict[str, Any]]:
-    """The images to encode, the way of each into a batch, and a description of both.
-
-    Args:
-      model: for what is not given, its config's.
-      images: a folder: every image in it, at any depth; instead of the arguments below.
-      source, path, data_dir, split: of a data source as `config.data` names them.
-      size: of the square that the encoder takes (shorter side resized, centre crop).
-
-    Raises:
-      UserError: for what is not there or does not fit.
-    """
-    config = model.config.data.copy_and_resolve_references()
-    if images is not None:
-        if source or path or data_dir:
-            raise UserError("--images is a folder of its own; leave out --source and --path")
-        found = _whole_folder(images)
-        where = {"source": "folder", "path": str(images), "split": ""}
-    else:
-        with config.unlocked():
-            for name, value in (("source", source), ("path", path), ("data_dir", data_dir)):
-                if value is not None:
-                    config[name] = value
-        found = data.make_source(config, split)
-        where = {"source": config.source, "path": config.path, "split": split}
-    # An encoder that sees shrunken images gets them read at that size.
-    shrink = model.config.model.get("shrink", 1)
-    sides = tuple(n // shrink for n in config.size) if size is None else (size, size)
-    if model.factor is not None and any(n < 1 or n % model.factor for n in sides):
-        raise UserError(
-            f"images of {sides[0]}x{sides[1]} cannot be encoded: both sides must be positive "
-            f"multiples of {model.factor}; see --size"
-        )
-    with config.unlocked():
-        config.size = sides
-        config.pad = config.pad if size is None else 0
-    keys = sha256()
-    for i in range(len(found)):
-        keys.update(found.key(i).encode("utf-8", "surrogateescape") + b"\0")
-    described = {**where, "size": list(sides), "images": len(found), "keys": keys.hexdigest()}
-    return found, data.make_transform(config, train=False), described
-
-
-def _whole_folder(root: str) -> Folder:
-    if not Path(root).is_dir():
-        raise UserError(f"--images {root}: no such folder")
-    files = image_files(str(root))
-    if not files:
-        raise UserError(f"--images {root}: no image there; allowed: {' '.join(EXTENSIONS)}")
-    return Folder(str(root), files, sorted({class_of(file) for file in files}))
-
-
 class Extractor:
     """Encodes a data source into shards, of which those that are there already are kept.
 
@@ -122,7 +59,9 @@ class Extractor:
 
     Args:
       model: the autoencoder.
-      source, transform, described: from `make_source`.
+      source: of the images.
+      transform: the way of each into a batch.
+      described: what tells these images from others, for the record.
       out: the folder, the same for all processes.
       settings: of the result; another run's settings are refused.
       batch_size: of this process; a multiple of its devices.
@@ -158,7 +97,9 @@ class Extractor:
             raise UserError(f"--format {settings.format}: allowed are {', '.join(FORMATS)}")
         if len(source) == 0:
             raise UserError("there is no image to encode")
-        shards = settings.shards or math.ceil(len(source) / SHARD_IMAGES)
+        shards = settings.shards
+        if shards is None:
+            shards = math.ceil(len(source) / SHARD_IMAGES)
         if not 1 <= shards <= len(source):
             raise UserError(f"--shards {shards}: allowed are 1 to the {len(source)} images")
         self.settings, self.max_bad = settings._replace(shards=shards), max_bad
@@ -170,7 +111,7 @@ class Extractor:
         latent = model.config.latent.to_dict() if settings.normalised else {}
         self.record = {
             "model": {**model.identity, "config": model.config.model.to_dict(), "latent": latent},
-            "dtype": str(model.config.dtype),
+            "dtype": jnp.dtype(compute_dtype(model.config.dtype)).name,
             "data": described,
             **self.settings._asdict(),
             "shape": list(self.shape),
@@ -336,104 +277,6 @@ class Extractor:
                 f"{self.out} holds latents made otherwise ({'; '.join(changed)}); give the same "
                 "model, data and options, or another --out"
             )
-
-
-def encode_source(
-    model_source: str | Path,
-    out: Path,
-    *,
-    settings: Settings,
-    batch_size: int | None = None,
-    max_bad: int = 100,
-    dtype: str | None = None,
-    store: Path | None = None,
-    **where: Any,
-) -> dict[str, Any]:
-    """The command: encodes, prints the statistics, returns what `latents.json` holds.
-
-    Args:
-      model_source, dtype: for `efae_jax.load`.
-      out, settings, batch_size, max_bad: as for `Extractor`.
-      store: a new work directory for the model with the mean and std per channel that were
-        found as its normalisation (scaling 1, no shift).
-      where: as for `make_source`.
-    """
-    if store is not None:
-        _check_store(store, settings)
-    model = load(model_source, dtype=dtype)
-    source, transform, described = make_source(model, **where)
-    extractor = Extractor(
-        model,
-        source,
-        transform,
-        described,
-        out,
-        settings,
-        batch_size=batch_size,
-        max_bad=max_bad,
-    )
-    extractor.run(jax.process_index(), jax.process_count())
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("latents")  # until every process has its shards
-    summary = extractor.finish()
-    if jax.process_index() == 0:
-        _report(summary, out)
-        if store is not None:
-            store_statistics(model, summary, store)
-            say(f"model with this mean and std: {store}")
-    return summary
-
-
-def _check_store(store: Path, settings: Settings) -> None:
-    why = ""
-    if store.exists():
-        why = "is there already; give a new directory"
-    elif settings.normalised:
-        why = "the mean and std of normalised latents are not those of the model's own"
-    elif jax.process_count() > 1:
-        why = "give the command again in one process once the latents are there, with this option"
-    if why:
-        raise UserError(f"--store {store}: {why}")
-
-
-def store_statistics(model: Model, summary: dict[str, Any], workdir: Path) -> None:
-    """Saves a model whose `normalise` uses the mean and std of a summary, as a work directory.
-
-    Raises:
-      UserError: when the directory is there already.
-    """
-    if workdir.exists():
-        raise UserError(f"{workdir} is there already; give a new directory")
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.latent.scaling, config.latent.shift = 1.0, 0.0
-        config.latent.mean, config.latent.std = tuple(summary["mean"]), tuple(summary["std"])
-    params = {"autoencoder": jax.device_get(model.params)}
-    save_model(workdir, params, json.loads(config.to_json_best_effort()))
-
-
-def _report(summary: dict[str, Any], out: Path) -> None:
-    shown = ("0.001", "0.05", "0.5", "0.95", "0.999")
-    per_channel = zip(
-        summary["mean"],
-        summary["std"],
-        *(summary["quantiles"][name] for name in shown),
-        strict=True,
-    )
-    rows = [[str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(per_channel)]
-    title = f"{summary['images']:,} latents of {'x'.join(map(str, summary['shape']))}"
-    if len(rows) <= 32:
-        names = [f"{100 * float(name):g}%" for name in shown]
-        console.print(figures_table(title, ["channel", "mean", "std", *names], rows))
-    else:
-        say(title)
-    if not summary["normalised"]:
-        for name in ("mean", "std"):
-            values = ", ".join(f"{value:.6g}" for value in summary[name])
-            say(f"--config.latent.{name}='({values},)'")
-    if summary["unreadable"]:
-        say(f"{len(summary['unreadable'])} images could not be read and were skipped")
-    say(f"latents, and their statistics in {SUMMARY}: {out}")
 
 
 def _fetched(pair: tuple[Any, jax.Array]) -> tuple[Any, np.ndarray]:

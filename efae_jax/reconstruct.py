@@ -99,6 +99,10 @@ def reconstruct(
             shown = _one(model, image, act, tile)
         except ValueError as error:  # the mathematics and the models know no UserError
             raise UserError(f"{path}: {error}") from error
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(f"{path}: {_too_large(model, image, tile)}") from error
         _write(out, name, shown, act)
         rows[name] = {"file": str(path), "size": list(image.shape[:2]), **shown["figures"]}
     if not rows:
@@ -174,6 +178,17 @@ class _Reader:
         if self.transform is not None:
             return self.transform(image, Random(0))
         return read_picture(image, channels=self.channels, multiple=self.multiple)
+
+
+def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
+    height, width = image.shape[:2]
+    if model.is_flow:
+        way = "--size makes the images smaller (a flow decoder has no --tile)"
+    elif tile is None:
+        way = f"--tile {64 * model.factor} does it tile by tile"
+    else:
+        way = f"give a smaller --tile than {tile}"
+    return f"{width}x{height} pixels do not fit into the device's memory; {way}"
 
 
 def _one(model: Model, image: np.ndarray, act: str | None, tile: int | None) -> dict[str, Any]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from saved_models import conv_config, folder_of_images, save
 from test_convert_ldm import shapes
 from weights import assert_same_bytes, random_state_dict
 
 import efae_jax
 from efae_jax.__main__ import main
 from efae_jax.convert import files
+from efae_jax.data import Transform
+from efae_jax.metrics.images import psnr
 
 
 @pytest.fixture
@@ -60,8 +64,11 @@ def test_verifying_prints_the_largest_differences(checkpoint, tmp_path, capsys):
     workdir, folder = tmp_path / "workdir", tmp_path / "folder"
     assert main(["import", str(path), str(workdir), "--verify"]) == 0
     assert main(["export", str(workdir), str(folder), "--verify"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "JAX and PyTorch" in line]
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if "JAX and PyTorch" in line]
     assert [line.split()[0].strip(",:") for line in lines] == 2 * ["encode", "decode"]
+    # A folder, diffusers loads itself.
+    assert ["from a copy that efae_jax wrote" in line for line in lines] == [True] * 2 + [False] * 2
     assert all(float(line.split()[-5]) < 1e-5 for line in lines)
 
 
@@ -80,6 +87,11 @@ def test_verifying_prints_the_largest_differences(checkpoint, tmp_path, capsys):
         (["export", "MODEL", "new", "--format", "taesd"], "allowed: diffusers, ldm"),
         (["export", "MODEL", "new", "--format", "onnx"], "no such format"),
         (["export", "MODEL", "new", "--format", "ldm"], "must end in .safetensors"),
+        (
+            ["export", "MODEL", "m.safetensors"],
+            "format diffusers writes a folder, and m.safetensors names a file; give a folder, or "
+            "--format ldm",
+        ),
         (["export", "MODEL", "new", "--dtype", "int4"], "--dtype int4: no such type"),
         (["export", "nowhere", "new"], "cannot read nowhere"),
     ],
@@ -95,3 +107,61 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert len(message.splitlines()) == 1
     assert expected in message
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("there", ["config.safetensors", "config.json"])
+def test_export_replaces_nothing(checkpoint, there, tmp_path, capsys):
+    (tmp_path / there).write_text("precious")
+    out = str(tmp_path / "config.safetensors")
+    assert main(["export", str(checkpoint[0]), out, "--format", "ldm"]) == 2
+    assert f"{there} is there already; give another name" in capsys.readouterr().err
+    assert (tmp_path / there).read_text() == "precious"
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_loading_weights_says_what_importing_them_says(checkpoint, caplog):
+    efae_jax.load(checkpoint[0])
+    assert "model.ckpt: the file does not say how its latent is scaled" in caplog.text
+    assert "not part of the autoencoder, not loaded: 1 tensors model.*" in caplog.text
+
+
+def test_an_imported_model_is_evaluated_on_the_images_that_are_named(tmp_path, capsys):
+    workdir = save(tmp_path / "kl", conv_config(size=(32, 32)))
+    images = folder_of_images(tmp_path / "images", [(20, 30)] * 3)
+    assert main(["evaluate", str(workdir)]) == 2
+    assert "--images FOLDER, or --source and --path" in capsys.readouterr().err
+    assert main(["evaluate", str(workdir), "--images", str(images), "--size", "16"]) == 0
+    record = json.loads((workdir / "eval" / "figures.json").read_text())
+    assert record["images"] == 3
+    assert (record["data"]["path"], record["data"]["split"]) == (str(images), "")
+    model = efae_jax.load(workdir)
+    transform = Transform((16, 16))
+    x = np.stack([transform(path.read_bytes(), Random(0)) for path in sorted(images.iterdir())])
+    x = x / np.float32(127.5) - 1
+    wanted = np.mean(psnr(model.decode(model.encode(x)), x))
+    np.testing.assert_allclose(record["figures"]["e"]["psnr"], wanted, rtol=1e-4)
+
+
+def test_what_is_no_work_directory_says_so(tmp_path, capsys):
+    weights = tmp_path / "diffusers"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert main(["evaluate", str(weights)]) == 2
+    assert f"python -m efae_jax import {weights} WORKDIR" in capsys.readouterr().err
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"method": "efae"}')
+    for call in (["evaluate", str(run)], ["export", str(run), str(tmp_path / "new")]):
+        assert main(call) == 2
+        assert "holds no checkpoint; train first" in capsys.readouterr().err
+    assert main(["import", str(run), str(tmp_path / "new")]) == 2
+    assert "work directory of efae_jax, which needs no import" in capsys.readouterr().err
+
+
+def test_a_stop_by_the_keyboard_is_one_line(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("efae_jax.encode.encode_source", stop)
+    assert main(["encode", "--model", "m", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"

@@ -14,7 +14,7 @@ from saved_models import conv_config, flow_config, folder_of_images, save
 from weights import error_of
 
 import efae_jax
-from efae_jax import extract
+from efae_jax import encode, extract
 from efae_jax.__main__ import main
 from efae_jax.data import write_array_record
 from efae_jax.data.latents import Latents
@@ -45,7 +45,7 @@ def images(tmp_path_factory):
 
 
 def extractor(model, images, out, batch_size=4, devices=1, max_bad=100, size=None, **options):
-    where = extract.make_source(model, str(images), size=size)
+    where = encode.make_source(model, str(images), size=size)
     return Extractor(
         model, *where, out, Settings(**{"shards": 3, **options}),
         batch_size=batch_size, max_bad=max_bad, devices=jax.devices()[:devices],
@@ -77,7 +77,7 @@ def test_the_command_writes_what_the_model_gives(kl, images, tmp_path, capsys, c
     assert "3.png" in caplog.text
     assert len(latents) == COUNT - 1
     model = efae_jax.load(kl)
-    source, transform, _ = extract.make_source(model, str(images))
+    source, transform, _ = encode.make_source(model, str(images))
     read = [latents[i] for i in range(len(latents))]
     assert [r["index"] for r in read] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]  # the last batch: 3 of 8
     assert [r["key"] for r in read[2:4]] == ["cats/2.png", "cats/4.png"]
@@ -178,20 +178,20 @@ def _noise(seed, index):
 
 
 def _pixels(model, images):
-    source, transform, _ = extract.make_source(model, str(images))
+    source, transform, _ = encode.make_source(model, str(images))
     return np.stack([transform(source[i]["image"], Random(0)) for i in range(COUNT) if i != 3])
 
 
 def test_statistics_go_back_into_a_model(model, images, plain, tmp_path, kl):
     stored = tmp_path / "stored"
-    extract.store_statistics(model, plain.summary, stored)
+    encode.store_statistics(model, plain.summary, stored)
     normalised = encoded(efae_jax.load(stored), images, tmp_path / "latents", normalised=True)
     np.testing.assert_allclose(normalised.summary["mean"], 0, atol=1e-5)
     np.testing.assert_allclose(normalised.summary["std"], 1, rtol=1e-5)
-    message = error_of(extract.encode_source, kl, tmp_path / "x", settings=Settings(), store=stored)
+    message = error_of(encode.encode_source, kl, tmp_path / "x", settings=Settings(), store=stored)
     assert "is there already" in message
     message = error_of(
-        extract.encode_source, kl, tmp_path / "x", settings=Settings(normalised=True),
+        encode.encode_source, kl, tmp_path / "x", settings=Settings(normalised=True),
         store=tmp_path / "new",
     )  # fmt: skip
     assert "--store" in message
@@ -207,7 +207,7 @@ def test_any_data_source_and_a_flow_model(tmp_path):
     model = efae_jax.load(workdir)
     with model.config.unlocked():
         model.config.data.test_fraction = 0.0
-    where = extract.make_source(model, source="array_record", path=str(file))
+    where = encode.make_source(model, source="array_record", path=str(file))
     made = Extractor(model, *where, tmp_path / "out", Settings(), batch_size=8)
     made.run()
     made.finish()
@@ -240,20 +240,24 @@ def test_other_settings_are_refused(model, images, plain, tmp_path):
     )
 
 
-def test_mistakes_are_one_line(model, images, tmp_path, capsys):
+def test_mistakes_are_one_line(kl, model, images, tmp_path, capsys):
     def error(**changes):
         return error_of(extractor, model, images, tmp_path / "out", **changes)
 
     assert "--batch-size 6 must be a positive multiple of the 4" in error(batch_size=6, devices=4)
     assert "--format zip: allowed are array_record, npz" in error(format="zip")
     assert "--shards 12: allowed are 1 to the 11 images" in error(shards=12)
+    assert "--shards 0: allowed are 1 to the 11 images" in error(shards=0)
     assert "multiples of 2; see --size" in error(size=7)
-    assert "no such folder" in error_of(extract.make_source, model, str(tmp_path / "none"))
-    assert "no image there" in error_of(extract.make_source, model, str(tmp_path))
-    assert "leave out --source" in error_of(
-        extract.make_source, model, str(images), source="glyphs"
-    )
-    assert "no 'glyph'" in error_of(extract.make_source, model, source="glyph")
+    assert "no such folder" in error_of(encode.make_source, model, str(tmp_path / "none"))
+    assert "no image there" in error_of(encode.make_source, model, str(tmp_path))
+    assert "leave out --source" in error_of(encode.make_source, model, str(images), source="glyphs")
+    command = ["encode", "--model", str(kl), "--images", str(images), "--out", str(tmp_path / "o")]
+    assert main([*command, "--split", "train"]) == 2
+    assert "leave out --source, --path, --data-dir and --split" in capsys.readouterr().err
+    assert main([*command[:3], *command[5:]]) == 2
+    assert "--images FOLDER, or --source and --path, name others" in capsys.readouterr().err
+    assert "no 'glyph'" in error_of(encode.make_source, model, source="glyph")
     (tmp_path / "file").write_text("")
     assert "file" in error_of(extractor, model, images, tmp_path / "file")
     with pytest.raises(RunError, match=r"1 unreadable images .*3\.png"):
@@ -265,6 +269,14 @@ def test_mistakes_are_one_line(model, images, tmp_path, capsys):
     made.run()
     with pytest.raises(RunError, match="none of the 2 images could be read"):
         made.finish()
+
+
+def test_the_record_says_in_which_type_it_was_computed(kl, images, tmp_path):
+    """bfloat16 latents are not those of float32, whatever "auto" means where they are made."""
+    auto, half = (efae_jax.load(kl, dtype=dtype) for dtype in ("auto", "bfloat16"))
+    assert extractor(auto, images, tmp_path / "out").record["dtype"] == "float32"
+    message = error_of(extractor, half, images, tmp_path / "out")
+    assert "dtype: 'float32' there, 'bfloat16' given" in message
 
 
 def test_a_deterministic_encoder_has_nothing_to_sample(images, tmp_path):

@@ -14,7 +14,7 @@ LAYERS = [
     {"state", "checkpoint", "pictures", "panels"},
     {"api"},
     {"evaluate", "reconstruct", "extract"},
-    {"train"},
+    {"train", "encode"},
     {"__main__"},
 ]
 MATHEMATICS = {"groups", "flow", "losses", "sampling", "metrics"}

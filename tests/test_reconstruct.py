@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from weights import error_of
 import efae_jax
 from efae_jax import groups, reconstruct
 from efae_jax.__main__ import main
+from efae_jax.data.transforms import BadImageError, read_picture
 from efae_jax.errors import RunError
 from efae_jax.metrics.images import psnr, ssim
 from efae_jax.panels import Panel, draw_panels
@@ -204,10 +206,52 @@ def test_mistakes_are_one_line(kl, images, tmp_path, capsys):
         reconstruct.reconstruct(kl, [folder], tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:Image size .620 pixels. exceeds")
+def test_pictures_beyond_pillows_limit_are_read(tmp_path, monkeypatch):
+    """And the limit is as it was, also behind an error."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    picture = (folder_of_images(tmp_path / "large", [(20, 31)]) / "0.png").read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_picture(picture, multiple=2).shape == (20, 30, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(BadImageError, match="31x20 pixels are more than 619"):
+        read_picture(picture, max_pixels=619)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_a_device_that_is_full_is_one_line(kl, images, tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(f"{reason}: Out of memory\nmore lines")
+
+    monkeypatch.setattr(reconstruct, "_one", full)
+    reason = "RESOURCE_EXHAUSTED"
+    call = [reconstruct.reconstruct, kl, [images / "0.png"], tmp_path / "out"]
+    message = error_of(*call)
+    assert "0.png: 34x20 pixels do not fit into the device's memory; --tile 128" in message
+    assert "give a smaller --tile than 16" in error_of(*call, tile=16)
+    reason = "INTERNAL"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        reconstruct.reconstruct(*call[1:])
+
+
+def test_latents_that_do_not_fit_are_one_line(kl):
+    model = efae_jax.load(kl)
+    for shape in ((1, 4, 4, 3), (4, 4, 4), (1, 4)):
+        for call in (model.decode, lambda z: model.act("h", z), lambda z: model.decode(z, tile=16)):
+            with pytest.raises(
+                ValueError, match=r"latents must be \[B, h, w, 4\], not \("
+            ) as caught:
+                call(np.zeros(shape, np.float32))
+            assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_vector_latent_has_no_positions(tmp_path, images):
     workdir = save(tmp_path / "vector", flow_config(model__encoder__vector=True))
     message = error_of(reconstruct.reconstruct, workdir, [images], tmp_path / "out", act="r90")
     assert "--act r90: the latent has no positions" in message
+    with pytest.raises(ValueError, match=r"latents must be \[B, \d+\], not"):
+        efae_jax.load(workdir).act("h", np.zeros((1, 2, 2, 8), np.float32))
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(tmp_path):

@@ -16,7 +16,8 @@ from efae_jax.convert import diffusers, efae, layout, ldm, sketch, sources, taes
 from efae_jax.convert.model import Imported, Options
 from efae_jax.errors import UserError
 
-# Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, matches, read, write.
+# Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, FOLDER (whether it writes
+# one, or a file), matches, read, write.
 # The first that matches reads; the first that writes a kind is its natural format.
 FORMATS: dict[str, ModuleType] = {
     module.FORMAT: module for module in (taesd, diffusers, efae, vqgan_training, ldm)
@@ -88,7 +89,7 @@ def write_model(
     Args:
       config, params: of the model.
       out: a .safetensors file (a JSON is written beside it), or, for diffusers and taesd, a
-        new folder.
+        folder. Nothing that is there already is replaced.
       format: a name of `formats_of(config)`; the first unless given.
       dtype: of the stored numbers; as they were imported, or float32, unless given.
 
@@ -106,7 +107,14 @@ def write_model(
             f"--format {format} does not hold a model of kind {config.model.kind}; allowed: "
             f"{', '.join(allowed)}"
         )
-    return format, module.write(config, params, Path(out), dtype)
+    out = Path(out)
+    if module.FOLDER and out.suffix == ".safetensors":
+        one = [f"--format {name}" for name in allowed if not FORMATS[name].FOLDER]
+        raise UserError(
+            f"format {format} writes a folder, and {out} names a file; give a folder"
+            + (f", or {' or '.join(one)}" if one else "")
+        )
+    return format, module.write(config, params, out, dtype)
 
 
 def formats_of(config: Any) -> list[str]:

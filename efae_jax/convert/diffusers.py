@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from efae_jax.convert import files, kl_table, model, taesd
+from efae_jax.convert.hub import CONFIG, WEIGHTS
 from efae_jax.convert.model import Imported, Options, Source
-from efae_jax.convert.sources import CONFIG, DESCRIPTION, WEIGHTS
+from efae_jax.convert.sources import DESCRIPTION
 from efae_jax.errors import UserError
 from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, Variant
 
 FORMAT = "diffusers"
 KINDS = ("kl", "taesd")
 OPTIONS = ("scaling_factor", "padding", "variant")
+FOLDER = True
 NORM_EPS = 1e-6
 # Fields that travel in config.json.
 IN_CONFIG = ("scaling", "shift", "mean", "std", "norm_groups", "norm_eps")

@@ -28,6 +28,7 @@ from efae_jax.models.original import LATENT_DIM, OriginalDiT, OriginalEncoder
 FORMAT = "efae"
 KINDS = ("flow",)
 OPTIONS = ("heads",)
+FOLDER = False
 NETWORK_KEYS = ("channels", "width", "depth", "heads", "patch", "latent_dim")
 # The original's action on its latent: the horizontal flip negates the last four numbers.
 ORIGINAL_ACTION = {

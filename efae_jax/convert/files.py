@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -111,15 +111,19 @@ def write_model(
 ) -> None:
     """Writes a safetensors file and the JSON beside it.
 
-    Both are written in full under temporary names before either is renamed: a
-    failure leaves what was there before, and no reader ever sees half a file.
+    Both are written in full under temporary names before either is renamed: no reader ever
+    sees half a file.
 
     Raises:
-      UserError: the name does not end in .safetensors, or the disk refuses.
+      UserError: the name does not end in .safetensors, one of the two is there already, or the
+        disk refuses.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"cannot write {path}: the name must end in .safetensors")
+    for place in (path, description_path(path)):
+        if place.exists():
+            raise UserError(f"cannot write {path}: {place} is there already; give another name")
     weights, text = safetensors_bytes(tensors), json_text(description)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +142,7 @@ def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"cannot write {path}: it is there already; give a new folder")
+        raise UserError(f"cannot write {path}: it is there already; give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -153,8 +157,6 @@ def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from efae_jax.errors import UserError
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+# diffusers' names; of the weights, only the first is fetched.
+CONFIG = "config.json"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # A folder of the repository that holds the autoencoder of a whole pipeline.
 SUBFOLDERS = ("", "vae/")
 
@@ -20,7 +22,8 @@ def is_id(source: str) -> bool:
 def fetch(source: str) -> Path:
     """The folder that holds config.json and weights of a hub id, or the file that is named.
 
-    Both are kept in huggingface_hub's cache. Of a pipeline, the folder `vae` is taken.
+    Both are kept in huggingface_hub's cache, which answers where the network or the server
+    fails. Of a pipeline, the folder `vae` is taken.
 
     Raises:
       UserError: no such repository or file, no access to it, or no network.
@@ -38,7 +41,7 @@ def fetch(source: str) -> Path:
                 config = _download(repository, folder + CONFIG)
             except errors.RemoteEntryNotFoundError:
                 continue
-            _download(repository, folder + WEIGHTS)
+            _download(repository, folder + WEIGHTS[0])
             return config.parent
         problem = (
             f"the repository holds no {CONFIG}, not in `vae` either; name a file: {source}/FILE"
@@ -48,7 +51,8 @@ def fetch(source: str) -> Path:
     except errors.RepositoryNotFoundError:
         problem = "no such path here, and no such repository on the hub (or it is private)"
     except errors.RemoteEntryNotFoundError:
-        problem = f"the repository does not hold {file[0] if file else f'{CONFIG} with {WEIGHTS}'}"
+        wanted = file[0] if file else f"{CONFIG} with {WEIGHTS[0]}"
+        problem = f"the repository does not hold {wanted}"
     except errors.LocalEntryNotFoundError:
         problem = "no such path here, and the hub cannot be reached"
     # A dozen kinds of failures of networks, servers and disks.
@@ -65,8 +69,15 @@ def _download(repository: str, file: str) -> Path:
     try:
         # Once: the download itself would try for half a minute where there is no network.
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, file))
-    except errors.HfHubHTTPError:
-        raise
-    except Exception:
-        return Path(hub.hf_hub_download(repository, file, local_files_only=True))
+    except Exception as error:
+        # The hub's answer about this file; a server that fails is as good as none.
+        answer = isinstance(error, errors.HfHubHTTPError)
+        if answer and error.response.status_code < 500:
+            raise
+        try:
+            return Path(hub.hf_hub_download(repository, file, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            if answer:
+                raise error from None
+            raise
     return Path(hub.hf_hub_download(repository, file))

@@ -23,6 +23,7 @@ from efae_jax.errors import UserError
 FORMAT = "ldm"
 KINDS = ("kl",)
 OPTIONS = ("scaling_factor", "padding")
+FOLDER = False
 _ANCHOR = re.compile(r"(.*\.|)(?:encoder\.down|decoder\.up|(?:en|de)coder\.mid)\.")
 _NOT_THE_MODEL = ("loss.", "model_ema.")
 

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from efae_jax.convert import layout
 from efae_jax.errors import UserError
 from efae_jax.models.build import build_autoencoder
+from efae_jax.models.conv_blocks import PADDINGS
 
 IMAGE_RANGE = [-1, 1]
-PADDINGS = ("zeros", "reflect")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Source:
       config: diffusers' config.json, or None.
       description: the JSON that this package wrote beside the weights, or None.
       description_path: where that lies or would lie.
-      name: what the file or folder is called; of TAESD's two files, the encoder.
+      name: what the file or folder is called; of TAESD's two files, the encoder; of the hub,
+        the id.
     """
 
     path: Path

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from efae_jax.convert import files, hub
+from efae_jax.convert.hub import CONFIG, WEIGHTS
 from efae_jax.convert.model import Source
 from efae_jax.errors import UserError
 
-CONFIG = "config.json"
 DESCRIPTION = "efae_jax.json"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SIDES = ("encoder", "decoder")
 
 
@@ -28,7 +28,21 @@ def read_source(source: str | os.PathLike[str]) -> Source:
     """
     path = Path(source)
     if not path.exists() and hub.is_id(str(source)):
-        path = hub.fetch(str(source))
+        # The path in the hub's cache is called after a commit.
+        return dataclasses.replace(_read(_fetch(str(source))), name=str(source))
+    return _read(path)
+
+
+def _fetch(source: str) -> Path:
+    path = hub.fetch(source)
+    for side, other in (SIDES, SIDES[::-1]):
+        if _is_side(path, side):
+            file = Path(source)
+            hub.fetch(file.with_stem(file.stem.removesuffix(side) + other).as_posix())
+    return path
+
+
+def _read(path: Path) -> Source:
     if path.is_dir():
         return _folder(path)
     if path.name in WEIGHTS and (path.parent / CONFIG).exists():
@@ -45,6 +59,8 @@ def _folder(path: Path) -> Source:
         path = path / "vae"
     description = files.read_json(path / DESCRIPTION)
     if (config := files.read_json(path / CONFIG)) is not None:
+        if "method" in config:
+            raise UserError(f"{path} is a work directory of efae_jax, which needs no import")
         for name in WEIGHTS:
             if (path / name).exists():
                 tensors = files.read_state_dict(path / name)

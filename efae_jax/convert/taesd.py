@@ -27,6 +27,7 @@ from efae_jax.models.taesd import (
 FORMAT = "taesd"
 KINDS = ("taesd",)
 OPTIONS = ("scaling_factor", "padding", "variant")
+FOLDER = True
 
 
 def matches(source: Source) -> bool:
@@ -129,7 +130,9 @@ def choose_variant(found: Variant, source: Source, options: Options) -> tuple[st
             )
         return options.variant, []
     stated = (source.description or {}).get("variant")
-    named = [name for name in same if name in source.name.lower()]
+    # Of a hub id, what stands further right says more: owner/name/file.
+    parts = source.name.lower().split("/")[::-1]
+    named = next((found for p in parts if (found := [n for n in same if n in p])), [])
     if len(same) == 1 or stated in same or named:
         return (stated if stated in same else max(named or same, key=len)), []
     return same[0], [

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from efae_jax.convert import diffusers
+from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported
-from efae_jax.convert.sources import CONFIG
 from efae_jax.errors import UserError
 from efae_jax.models.build import build_autoencoder
 
@@ -25,7 +25,8 @@ def verify(
 ) -> list[str]:
     """Encodes and decodes a random image with diffusers and with this package.
 
-    diffusers loads its own folders itself; weights of another format are first renamed.
+    diffusers loads its own folders itself; of all other sources (files, hub ids) it loads a copy
+    that this package writes, and the lines say so.
 
     Args:
       config, params: of the model, for JAX.
@@ -46,13 +47,14 @@ def verify(
     except ImportError:
         return ["not compared: that needs PyTorch and diffusers: pip install torch diffusers"]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(path)
+        folder, copy = Path(path), ""
         if stored.format != diffusers.FORMAT or not (folder / CONFIG).exists():
             folder = Path(temporary) / "model"
             try:
                 diffusers.write(stored.config, stored.params, folder)
             except UserError as error:
                 return [f"not compared: {error}"]
+            copy = ", diffusers from a copy that efae_jax wrote"
         kind = "AutoencoderTiny" if config.model.kind == "taesd" else "AutoencoderKL"
         theirs = getattr(library, kind).from_pretrained(
             folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
@@ -78,8 +80,8 @@ def verify(
         decoded = theirs.decode(_torch(torch, latent)).sample
         image = jax.jit(ours.decoder.__call__)(params["decoder"], latent)
     return [
-        _line(f"encode, {encoded.shape[1]} channels", z, encoded),
-        _line("decode", image, decoded),
+        _line(f"encode, {encoded.shape[1]} channels{copy}", z, encoded),
+        _line(f"decode{copy}", image, decoded),
     ]
 
 

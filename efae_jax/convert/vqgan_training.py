@@ -18,6 +18,7 @@ from efae_jax.convert.model import Imported, Options, Source
 FORMAT = "vqgan-training"
 KINDS = ("aura",)
 OPTIONS = ("scaling_factor", "padding")
+FOLDER = False
 CLAMP = 8.0
 SIGNED = 4  # the last channels: two change sign under h, two under v
 # What DistributedDataParallel and torch.compile put before names.

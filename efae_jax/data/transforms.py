@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -100,20 +102,31 @@ def read_picture(
 ) -> UInt8[np.ndarray, "H W C"]:
     """An image at its own size, cropped (centre) to sides that are multiples of `multiple`.
 
-    Otherwise as `Transform` reads images: upright, transparency over white.
+    Otherwise as `Transform` reads images: upright, transparency over white. While it reads,
+    `max_pixels` is Pillow's own limit, too, which all threads share.
 
     Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
     """
-    img = _open(image)
-    if img.width * img.height > max_pixels:
-        raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
-    img = _decode(img, (img.height, img.width)).convert("L" if channels == 1 else "RGB")
-    height, width = (n // multiple * multiple for n in (img.height, img.width))
-    if not height or not width:
-        raise BadImageError(f"{img.height}x{img.width} is less than {multiple} pixels a side")
-    top, left = (img.height - height) // 2, (img.width - width) // 2
-    img = img.crop((left, top, left + width, top + height))
+    with _pillow_limit(max_pixels):
+        img = _open(image)
+        if img.width * img.height > max_pixels:
+            raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
+        img = _decode(img, (img.height, img.width)).convert("L" if channels == 1 else "RGB")
+        height, width = (n // multiple * multiple for n in (img.height, img.width))
+        if not height or not width:
+            raise BadImageError(f"{img.height}x{img.width} is less than {multiple} pixels a side")
+        top, left = (img.height - height) // 2, (img.width - width) // 2
+        img = img.crop((left, top, left + width, top + height))
     return np.asarray(img).reshape(height, width, channels)
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def make_transform(config: Any, *, train: bool) -> Transform:

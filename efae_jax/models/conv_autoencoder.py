@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from einops import reduce
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -83,9 +83,9 @@ class ConvAutoencoder:
         """The latent, or the posterior's mode, clamped if the model says so."""
         return self.clip(self.posterior(params, x).mean)
 
-    def clip(self, z: Array) -> Array:
-        """Latents within the clamp."""
-        return z if self.clamp is None else jnp.clip(z, -self.clamp, self.clamp)
+    def clip(self, z: Array | np.ndarray) -> Any:
+        """Latents within the clamp, on the device or the host as they are."""
+        return z if self.clamp is None else z.clip(-self.clamp, self.clamp)
 
     def matrices(self, params: Params) -> Float[Array, "G C C"]:
         """rho(g) for every element."""

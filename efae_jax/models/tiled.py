@@ -38,7 +38,7 @@ def tiled_posterior(
     cells = (model.factor, 1)
     moments = _tiled(model, model.encoder, params["encoder"], x, cells, tile, overlap, sweeps)
     if not model.variational:
-        return Posterior(_clip(model, moments))
+        return Posterior(model.clip(moments))
     mean, log_variance = np.split(moments, 2, axis=-1)
     return Posterior(mean, np.clip(log_variance, *LOG_VARIANCE_RANGE))
 
@@ -86,10 +86,8 @@ def tiled_encode(
     Raises:
       ValueError: for an autoencoder with a flow for a decoder, and for sides that do not fit.
     """
-    return _clip(
-        model,
-        tiled_posterior(model, params, x, tile=tile, overlap=overlap, sweeps=sweeps).mean,
-    )
+    q = tiled_posterior(model, params, x, tile=tile, overlap=overlap, sweeps=sweeps)
+    return model.clip(q.mean) if model.variational else q.mean
 
 
 def tiled_decode(
@@ -123,10 +121,6 @@ def _check(model: Any, x: Any, what: str) -> None:
         )
     if not isinstance(x, np.ndarray) or x.ndim != 4:
         raise ValueError(f"tiles: {what} must be a NumPy array [batch, height, width, channels]")
-
-
-def _clip(model: ConvAutoencoder, z: np.ndarray) -> np.ndarray:
-    return z if model.clamp is None else np.clip(z, -model.clamp, model.clamp)
 
 
 class _Axis(NamedTuple):
