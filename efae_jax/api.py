@@ -28,6 +28,7 @@ from efae_jax.models.tiled import tiled_decode, tiled_encode, tiled_posterior
 from efae_jax.sharding import make_mesh, tree_shardings
 
 log = logging.getLogger(__name__)
+PIXEL_LIMIT = 1.25  # bicubic resizing overshoots
 PLAYER = "autoencoder"  # under this name every method trains the model that users see
 
 
@@ -159,7 +160,7 @@ class Model:
         return tiled_posterior(self._model, self.params, self._images(np.asarray(x)), tile=tile)
 
     def _pixels(self, x: Any) -> Float[Array, "B H W c"]:
-        x = self._images(jnp.asarray(x))
+        x = jnp.asarray(self._images(x if isinstance(x, np.ndarray) else jnp.asarray(x)))
         return to_float(x) if x.dtype == jnp.uint8 else x
 
     def _images(self, x: Any) -> Any:
@@ -169,6 +170,14 @@ class Model:
             )
         if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"encode: pixels are uint8, or floats in [-1, 1], not {x.dtype}")
+        # Of arrays on a device, looking would wait for them.
+        if isinstance(x, np.ndarray) and x.dtype != np.uint8 and x.size:
+            low, high = float(x.min()), float(x.max())
+            if not -PIXEL_LIMIT <= low <= high <= PIXEL_LIMIT:
+                raise ValueError(
+                    f"encode: floats must lie in [-1, 1], found {low:g} to {high:g}; give uint8 "
+                    "for 8-bit pixels"
+                )
         return x
 
     def act(self, g: str | Int[Array, " B"], z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -259,6 +268,7 @@ class Model:
                     f"elements of {self.group.name} have the indices 0 to {self.group.order - 1}"
                 )
             return jnp.asarray(g)
+        g = {"hv": "r180"}.get(g, g)
         if g not in self.group.elements:
             raise ValueError(
                 f"{g!r} is not an element of {self.group.name}: {', '.join(self.group.elements)}"

@@ -86,6 +86,8 @@ def encode_source(
         batch_size=batch_size,
         max_bad=max_bad,
     )
+    height, width = transform.size
+    say(f"encoding {len(source):,} images, resized and cropped to {height}x{width} (see --size)")
     extractor.run(jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents")  # until every process has its shards
@@ -142,6 +144,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
     else:
         say(title)
     if not summary["normalised"]:
+        say("as the units of a diffusion model (--store WORKDIR keeps them with the model):")
         for name in ("mean", "std"):
             values = ", ".join(f"{value:.6g}" for value in summary[name])
             say(f"--config.latent.{name}='({values},)'")

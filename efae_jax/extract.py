@@ -261,6 +261,8 @@ class Extractor:
 
     def _check_folder(self) -> None:
         path = self.out / SETTINGS
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if not path.exists():

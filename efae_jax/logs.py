@@ -109,7 +109,10 @@ class TrainProgress:
         rate = self._rate
         self._bar.update(self._task, loss=f"{loss:.4f}", rate=f"{rate:,.0f}")
         if not console.is_terminal:
-            left = (self._total - step) * self._batch_size / max(rate, 1e-9)
+            if not rate:
+                say(f"step {step:,}/{self._total:,}  loss {loss:.4f}")
+                return rate
+            left = (self._total - step) * self._batch_size / rate
             say(
                 f"step {step:,}/{self._total:,}  loss {loss:.4f}  {rate:,.0f} images/s  "
                 f"{int(left // 60)}:{int(left % 60):02d} left"

@@ -313,6 +313,8 @@ def _names(files: list[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def _make_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,8 +20,13 @@ from jax.sharding import Mesh
 
 from efae_jax import data
 from efae_jax.api import load
-from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint, write_config
-from efae_jax.convert.layout import flatten, name_problems, require
+from efae_jax.checkpoint import (
+    Checkpoints,
+    check_config,
+    differences,
+    has_checkpoint,
+    write_config,
+)
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluate import Evaluator, check_evaluation
 from efae_jax.logs import MetricWriter, TrainProgress, say
@@ -33,6 +38,9 @@ from efae_jax.state import init_state, make_train_step
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2
+# Fields of `config.model` that do not change what it computes, and those of `config.latent` that do.
+MODEL_RECORD = ("source", "stored", "diffusers", "shrink")
+LATENT_UNITS = ("scaling", "shift", "mean", "std", "clamp")
 
 
 class Run:
@@ -219,7 +227,9 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     writer = MetricWriter(workdir, start)
     schedule = make_schedule(config.optim, total)
     try:
-        if start < total:
+        if start >= total:
+            say(f"nothing left to train: step {start:,} of {total:,}")
+        else:
             state = _loop(
                 run, state, examples, source, as_json, checkpoints, writer, evaluator, schedule
             )
@@ -230,19 +240,30 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read_autoencoder(run: Run, source: str) -> Any:
-    """The parameters of another model, if they are such as the run's autoencoder has."""
-    params = jax.device_get(load(source).params)
-    ours = flatten(run.abstract_state["params"][run.method.players[0]])
-    theirs = flatten(params)
-    problems = name_problems(ours, theirs)
-    problems += [
-        f"{name} is {theirs[name].shape}, not {ours[name].shape}"
-        for name in sorted(ours.keys() & theirs.keys())
-        if theirs[name].shape != ours[name].shape
+    """The parameters of another model, if it is the one that the run's config describes.
+
+    Weights of the same shapes may belong to another model (other group norms, padding, units of
+    the latent), so the configs are compared, not the shapes. The group may differ.
+    """
+    model = load(source)
+    ours, theirs = (
+        {
+            "model": {k: v for k, v in c["model"].items() if k not in MODEL_RECORD},
+            "latent": {k: c["latent"].get(k) for k in LATENT_UNITS},
+        }
+        for c in (json.loads(c.to_json_best_effort()) for c in (run.config, model.config))
+    )
+    problems = [
+        f"config.{name}: {there!r} there, {given!r} given"
+        for name, there, given in differences(theirs, ours)
     ]
-    require(problems, f"config.init_from={source} is not a model such as config.model describes")
+    if problems:
+        raise UserError(
+            f"config.init_from={source} is another model than the config describes: "
+            f"{'; '.join(problems)}"
+        )
     say(f"starting from the autoencoder of {source}")
-    return params
+    return jax.device_get(model.params)
 
 
 def _loop(

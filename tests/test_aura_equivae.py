@@ -363,14 +363,18 @@ def test_a_run_starts_from_another_model(tmp_path, monkeypatch, only_one_device)
 
 def test_a_model_that_cannot_be_started_from_is_named_and_leaves_nothing(tmp_path, only_one_device):
     first = tmp_path / "first"
-    config = tiny_aura(model__widths=(4, 12))
+    # Of the same shapes, but of other units, it is another model as well.
+    config = tiny_aura(model__widths=(4, 12), latent__scaling=0.5)
+    other_units = "config.latent.scaling: 0.5 there, 1.0 given"
     model = make_method(config).autoencoder
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     save_model(first, {"autoencoder": params}, json.loads(config.to_json_best_effort()))
-    for source, message in ((first, "is (12,), not (8,)"), (tmp_path / "none", "none")):
+    other = "config.model.widths: [4, 12] there, [4, 8] given"
+    for source, message in ((first, other), (tmp_path / "none", "none")):
         with pytest.raises(UserError) as error:
             train.train(tiny_aura(init_from=str(source)), tmp_path / "second")
         assert message in str(error.value)
+        assert (other_units in str(error.value)) == (source == first)
         assert not (tmp_path / "second").exists()
 
 

@@ -207,6 +207,9 @@ def test_mistakes_with_a_loaded_model_say_what_is_allowed(trained, tmp_path):
         model.decode(jnp.zeros((1, 2, 2, 8)), jax.random.key(0), steps=0)
     with pytest.raises(ValueError, match=r"\[B, H, W, 3\]"):
         model.encode(np.zeros((8, 8, 3), np.uint8))
+    for wrong in (np.full((1, 8, 8, 3), 200.0), np.full((1, 8, 8, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"floats must lie in \[-1, 1\], found"):
+            model.encode(wrong)
     with pytest.raises(UserError, match="neither config.json"):
         efae_jax.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
