@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("images", nargs="+", type=Path, help="files, or folders at any depth")
     c.add_argument("--model", required=True, help=model_help)
     c.add_argument("--out", required=True, type=Path, help="a folder")
-    c.add_argument(
-        "--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r180, r270, t, a"
-    )
+    c.add_argument("--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r180, ...")
     c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
     c.add_argument("--size", type=int, help="resize and crop to this square")
     c.add_argument("--dtype", help=dtype_help)

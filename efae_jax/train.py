@@ -38,7 +38,7 @@ from efae_jax.state import init_state, make_train_step
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2
-# Fields of `config.model` that do not change what it computes, and those of `config.latent` that do.
+# Fields of `config.model` that do not change what it computes; those of `config.latent` that do.
 MODEL_RECORD = ("source", "stored", "diffusers", "shrink")
 LATENT_UNITS = ("scaling", "shift", "mean", "std", "clamp")
 
