@@ -238,9 +238,8 @@ def test_models_of_other_architectures_are_told_what_can_be_exported(params, tmp
 
 
 @pytest.mark.parametrize("fails", ["write_bytes", "replace"])
-def test_a_failed_write_leaves_what_was_there(params, exported, fails, monkeypatch):
-    before = {path: path.read_bytes() for path in exported.parent.iterdir()}
-    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+def test_a_failed_write_leaves_nothing(params, tmp_path, fails, monkeypatch):
+    out = tmp_path / "model.safetensors"
 
     def full(path, *args, **kwargs):
         if fails == "write_bytes":
@@ -250,11 +249,19 @@ def test_a_failed_write_leaves_what_was_there(params, exported, fails, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, fails, full)
-        message = error_of(efae.export_efae, changed, ARCHITECTURE, exported)
+        message = error_of(efae.export_efae, params, ARCHITECTURE, out)
     assert "No space left on device" in message
+    assert list(tmp_path.iterdir()) == []
+    efae.export_efae(params, ARCHITECTURE, out)
+    assert_same_bytes(import_efae(out)[1], params)
+
+
+def test_what_is_there_is_not_replaced(params, exported):
+    before = {path: path.read_bytes() for path in exported.parent.iterdir()}
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+    message = error_of(efae.export_efae, changed, ARCHITECTURE, exported)
+    assert "is there already" in message
     assert {path: path.read_bytes() for path in exported.parent.iterdir()} == before
-    efae.export_efae(changed, ARCHITECTURE, exported)
-    assert_same_bytes(import_efae(exported)[1], changed)
 
 
 def test_places_that_cannot_be_written_are_named(params, tmp_path):
@@ -263,7 +270,7 @@ def test_places_that_cannot_be_written_are_named(params, tmp_path):
     for folder in ("a.safetensors", "b.json"):
         (tmp_path / folder).mkdir()
         out = (tmp_path / folder).with_suffix(".safetensors")
-        assert "is a folder" in error_of(efae.export_efae, params, ARCHITECTURE, out)
+        assert "is there already" in error_of(efae.export_efae, params, ARCHITECTURE, out)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "model.safetensors"
     assert "cannot write" in error_of(efae.export_efae, params, ARCHITECTURE, out)
