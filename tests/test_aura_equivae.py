@@ -279,7 +279,7 @@ def test_recipes_are_presets_that_are_not_mixed():
             with pytest.raises(UserError, match=f"config.{name}=.*recipe='custom'"):
                 make_method(config)
             config.loss.recipe = "custom"
-            make_method(config)
+            assert recipes.mixed(config) == []
 
 
 # --- the loop -------------------------------------------------------------------------------
@@ -305,9 +305,15 @@ def test_normalised_gradients_are_those_of_the_global_batch(kind):
         config = tiny_aura(mesh__data=devices, **overrides)
         state, figures = steps(train.Run(config, jax.devices()[:devices]), 2)
         results.append((jax.device_get(state["params"]), figures))
-    # Adam turns rounding of gradients near zero into steps; elsewhere the updates agree.
-    close = jax.tree.map(lambda a, b: np.mean(np.abs(a - b) < 1e-4), results[0][0], results[1][0])
-    assert min(jax.tree.leaves(close)) > 0.9
+    # Adam turns the rounding of gradients that are zero (biases before a norm) into steps.
+    kernels = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(results[0][0])
+        if path[-1].key == "kernel"
+    ]
+    for path, one in kernels:
+        eight = functools.reduce(lambda tree, part: tree[part.key], path, results[1][0])
+        assert np.mean(np.abs(one - eight) < 1e-5) > 0.95, path
     for one, eight in zip(results[0][1], results[1][1], strict=True):
         np.testing.assert_allclose(
             one["autoencoder/gradient_norm"], eight["autoencoder/gradient_norm"], rtol=1e-3

@@ -299,15 +299,15 @@ def _check(config: Any) -> None:
             f"config.crop.rate={config.crop.rate} must be from 0 to 1, and config.crop.sides "
             "name a side unless it is 0"
         )
+    if wrong := recipes.mixed(config):
+        raise UserError(
+            f"config.loss.recipe={loss.recipe!r} is mixed with other settings: {'; '.join(wrong)}; "
+            "give config.loss.recipe='custom' if that is meant"
+        )
     if loss.lecam and not loss.gan:
         raise UserError(f"config.loss.lecam={loss.lecam} needs a discriminator; see loss.gan")
     if (loss.reconstruction == "none") != (not loss.reconstruction_weight):
         raise UserError(
             f"config.loss.reconstruction={loss.reconstruction!r} and "
             f"reconstruction_weight={loss.reconstruction_weight} contradict each other"
-        )
-    if wrong := recipes.mixed(config):
-        raise UserError(
-            f"config.loss.recipe={loss.recipe!r} is mixed with other settings: {'; '.join(wrong)}; "
-            "give config.loss.recipe='custom' if that is meant"
         )
