@@ -7,7 +7,7 @@
 | f8c16 | the released model's size and recipe: 256x256, latent 32x32x16 | 8 GPUs (not measured) |
 | later | the same size under the later program's recipe, on 512x512 data | 8 GPUs (not measured) |
 | small | built-in images at 32x32, latent 8x8x16, L1 only | 2 CPU cores, half an hour |
-| smoke | everything small, every term of the released recipe | a laptop, 2 minutes |
+| smoke | everything small, every term of the released recipe | a laptop, 1 minute |
 
 The two recipes differ in nearly every term of the loss (`efae_jax.recipes`); a field of the one
 beside fields of the other is refused unless `loss.recipe` is "custom". All but small need the
