@@ -3,7 +3,7 @@
 Pure functions of arrays: nothing here knows of models, configuration or the rest of the package.
 """
 
-from efae_jax.groups.elements import GROUPS, Group, act_image, group
+from efae_jax.groups.elements import GROUPS, Group, act_image, group, random_elements
 from efae_jax.groups.representations import (
     Block,
     Representation,
@@ -28,6 +28,7 @@ __all__ = [
     "change_basis",
     "group",
     "orthogonal",
+    "random_elements",
     "representation",
     "symmetrize_decoder",
     "symmetrize_encoder",

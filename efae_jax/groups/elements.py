@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 # Every symmetry of the square is "transpose?, then flip left-right?, then flip top-bottom?".
 _BITS = {
@@ -102,6 +103,11 @@ def check_indices(group: Group, g_B: Int[Array, " B"], batch: int) -> None:
             f"group elements: got shape {jnp.shape(g_B)} of {jnp.result_type(g_B)}, need one "
             f"integer in 0..{group.order - 1} for each of the {batch} examples"
         )
+
+
+def random_elements(group: Group, keys_B: PRNGKeyArray) -> Int[Array, " B"]:
+    """An element for every key, all of them equally likely: its index in the group."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, group.order))(keys_B)
 
 
 def act_image(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from efae_jax import losses, recipes
+from efae_jax import groups, losses, recipes
 from efae_jax.convert.perceptual import read_lpips, read_vgg16
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
@@ -26,6 +26,7 @@ RECONSTRUCTIONS = {
     "low_pass": losses.heatmap_l1,
     "l1": lambda target, x: jnp.mean(jnp.abs(target - x), axis=(1, 2, 3)),
 }
+FLIPS = groups.group("z2xz2")
 # Small windows teach the decoder little: the original takes at least 12 of 32 positions a side.
 SMALLEST_WINDOW = 3 / 8
 
@@ -148,7 +149,7 @@ class AuraEquiVAE(Method):
         latent = self.config.latent
         z_BhwC = perturb(latent_keys, clean_BhwC, latent.noise, latent.noise_size)
         if self.config.group.in_objective:
-            g_B = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.group.order))(g_keys)
+            g_B = groups.random_elements(model.group, g_keys)
             z_BhwC, target_BHWC = model.act(own, g_B, z_BhwC), model.act_image(g_B, target_BHWC)
         z_BhwC, target_BHWC = cut(window_keys, z_BhwC, target_BHWC, context.plan)
         decoded_BHWC = model.decode(own, z_BhwC)
@@ -171,8 +172,9 @@ class AuraEquiVAE(Method):
 
             def lpips(image: Array) -> Array:
                 pair = image, target_BHWC
-                if config.augment:
-                    pair = random_flips(flip_keys, pair)
+                if config.augment:  # both images alike
+                    flip_B = groups.random_elements(FLIPS, flip_keys)
+                    pair = (groups.act_image(FLIPS, flip_B, x) for x in pair)
                 return self.lpips(context.frozen["lpips"], *pair)
 
             add("lpips", lpips, config.lpips)
@@ -249,15 +251,6 @@ def cut(
         return part, image
 
     return jax.vmap(one)(keys_B, z_BhwC, x_BHWC)
-
-
-def random_flips(keys_B: PRNGKeyArray, images: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Flips each example of all the images alike: each of the two flips with probability 1/2."""
-    flags = jax.vmap(lambda k: jax.random.bernoulli(k, shape=(2,)))(keys_B)
-    for axis in (1, 2):
-        flip_B = flags[:, axis - 1, None, None, None]
-        images = tuple(jnp.where(flip_B, jnp.flip(x, axis), x) for x in images)
-    return images
 
 
 def _window(fraction: float, sides: Window) -> Window:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from efae_jax import flow, losses
+from efae_jax import flow, groups, losses
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
 from efae_jax.methods.noise import NOISE_KINDS, perturb
@@ -73,7 +73,7 @@ class EFAE(Method):
         z = perturb(latent_keys, z, config.latent.noise, config.latent.noise_size)
         z = flow.drop(drop_keys, z, config.flow.drop_rate)
         if config.group.in_objective:
-            g_B = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.group.order))(g_keys)
+            g_B = groups.random_elements(model.group, g_keys)
             x_BHWC, z = model.act_image(g_B, x_BHWC), model.act(params, g_B, z)
 
         noise_BHWC = jax.vmap(lambda k: jax.random.normal(k, x_BHWC.shape[1:]))(noise_keys)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from einops import reduce
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from efae_jax import groups
+from efae_jax.models.acted_latent import ActedLatent
 from efae_jax.models.functional import Net, Params
 from efae_jax.models.latent import Normalisation, Posterior
 
 
-class ConvAutoencoder:
+class ConvAutoencoder(ActedLatent):
     """Encoder and decoder, the units of the latent, and a group that acts on it.
 
     Latents are in the model's own units everywhere; `normalise` gives those of a diffusion
@@ -43,21 +43,19 @@ class ConvAutoencoder:
         factor: int,
         variational: bool = False,
         clamp: float | None = None,
-        normalisation: Normalisation = Normalisation(),  # noqa: B008  (it is frozen)
+        normalisation: Normalisation | None = None,
         upscale: int = 1,
         shrink: int = 1,
     ):
-        normalisation.check(representation.channels)
+        super().__init__(representation, clamp, normalisation)
         if shrink < 1 or shrink % upscale:
             raise ValueError(
                 f"model: the decoder returns {upscale} times the side that the encoder takes, so "
                 f"the data's side must be a multiple of that: shrink={shrink} is not"
             )
         self.encoder, self.decoder = encoder, decoder
-        self.group, self.representation = representation.group, representation
-        self.factor, self.variational, self.clamp = factor, variational, clamp
-        self.normalisation, self.upscale, self.shrink = normalisation, upscale, shrink
-        self.normalise, self.denormalise = normalisation.normalise, normalisation.denormalise
+        self.factor, self.variational = factor, variational
+        self.upscale, self.shrink = upscale, shrink
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the parameters; jit it."""
@@ -82,27 +80,6 @@ class ConvAutoencoder:
     def encode(self, params: Params, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
         """The latent, or the posterior's mode, clamped if the model says so."""
         return self.clip(self.posterior(params, x).mean)
-
-    def clip(self, z: Array | np.ndarray) -> Any:
-        """Latents within the clamp, on the device or the host as they are."""
-        return z if self.clamp is None else z.clip(-self.clamp, self.clamp)
-
-    def matrices(self, params: Params) -> Float[Array, "G C C"]:
-        """rho(g) for every element."""
-        del params
-        return self.representation.matrices
-
-    def act(
-        self, params: Params, g_B: Int[Array, " B"], z: Float[Array, "B h w C"]
-    ) -> Float[Array, "B h w C"]:
-        """rho(g) z, with one element (its index in the group) per example."""
-        return groups.act_latent(self.group, self.matrices(params), g_B, z)
-
-    def act_image(
-        self, g_B: Int[Array, " B"], x: Float[Array, "B H W c"]
-    ) -> Float[Array, "B H W c"]:
-        """g x: the same elements acting on images."""
-        return groups.act_image(self.group, g_B, x)
 
     @staticmethod
     def decode_options(config: Any) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from efae_jax import flow, groups, sampling
+from efae_jax.models.acted_latent import ActedLatent
 from efae_jax.models.functional import Net, Params
 from efae_jax.models.latent import Normalisation, Posterior
 
 
-class FlowAutoencoder:
+class FlowAutoencoder(ActedLatent):
     """Encoder E, velocity field v(x_t, t, z), and a representation rho of a group on latents.
 
     Parameters are a plain tree: {"encoder": ..., "velocity": ...} and, for a learned
@@ -39,14 +39,12 @@ class FlowAutoencoder:
         representation: groups.Representation,
         learned: str | None = None,
         clamp: float | None = None,
-        normalisation: Normalisation = Normalisation(),  # noqa: B008  (it is frozen)
+        normalisation: Normalisation | None = None,
         factor: int | None = None,
     ):
-        normalisation.check(representation.channels)
-        self.normalise, self.denormalise = normalisation.normalise, normalisation.denormalise
+        super().__init__(representation, clamp, normalisation)
         self.encoder, self.velocity_net = encoder, velocity
-        self.group, self.representation = representation.group, representation
-        self.learned, self.clamp, self.factor = learned, clamp, factor
+        self.learned, self.factor = learned, factor
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the parameters; jit it."""
@@ -70,8 +68,7 @@ class FlowAutoencoder:
 
     def encode(self, params: Params, x: Float[Array, "B H W c"]) -> Float[Array, "B ..."]:
         """z = E(x), for pixels in [-1, 1], clamped if the model says so."""
-        z = self.encoder(params["encoder"], x)
-        return z if self.clamp is None else jnp.clip(z, -self.clamp, self.clamp)
+        return self.clip(self.encoder(params["encoder"], x))
 
     def matrices(self, params: Params) -> Float[Array, "G C C"]:
         """rho(g) for every element: fixed, or Q rho(g) Q^T with the learned Q."""
@@ -79,18 +76,6 @@ class FlowAutoencoder:
             return self.representation.matrices
         basis = groups.orthogonal(params["basis"], self.learned)
         return groups.change_basis(self.representation.matrices, basis)
-
-    def act(
-        self, params: Params, g_B: Int[Array, " B"], z: Float[Array, "B ..."]
-    ) -> Float[Array, "B ..."]:
-        """rho(g) z, with one element (its index in the group) per example."""
-        return groups.act_latent(self.group, self.matrices(params), g_B, z)
-
-    def act_image(
-        self, g_B: Int[Array, " B"], x: Float[Array, "B H W c"]
-    ) -> Float[Array, "B H W c"]:
-        """g x: the same elements acting on images."""
-        return groups.act_image(self.group, g_B, x)
 
     @staticmethod
     def decode_options(config: Any) -> dict[str, Any]:
