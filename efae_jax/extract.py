@@ -224,10 +224,9 @@ class Extractor:
         def encode(params: Any, image: jax.Array, index_B: jax.Array) -> jax.Array:
             x = to_float(image)
             if settings.sample:
-                posterior, key = autoencoder.posterior(params, x), jax.random.key(settings.seed)
-                one = lambda i: jax.random.normal(jax.random.fold_in(key, i), self.shape)  # noqa: E731
-                std = jnp.exp(0.5 * posterior.log_variance)
-                z = autoencoder.clip(posterior.mean + std * jax.vmap(one)(index_B))
+                key = jax.random.key(settings.seed)
+                keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
+                z = autoencoder.clip(autoencoder.posterior(params, x).sample_each(keys_B))
             else:
                 z = autoencoder.encode(params, x)
             return autoencoder.normalise(z) if settings.normalised else z

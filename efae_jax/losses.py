@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 GRADIENT_EPS = 1e-8
+ADAPTIVE_EPS, ADAPTIVE_LIMIT = 1e-4, 1e4
 POOL = 16
 HEATMAP_FLOOR = 0.8
 THRESHOLD = 0.1
@@ -80,6 +81,43 @@ def _backward(kind: str, weight: Array, gradient: Array) -> tuple[Array, Array]:
 
 
 _normalise_gradient.defvjp(_forward, _backward)
+
+
+def carry_gradient(x: Float[Array, "B ..."], gradient: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Zeros, [B], through which x receives `gradient` (per example of the value's own).
+
+    It puts a gradient that is known already, such as one that was weighted by its norm, into
+    a loss: grad of mean(carry_gradient(x, B g)) is g.
+    """
+    inner = jnp.sum(x * jax.lax.stop_gradient(gradient), axis=tuple(range(1, x.ndim)))
+    return inner - jax.lax.stop_gradient(inner)
+
+
+def gaussian_nll(
+    error_B: Float[Array, " B"], log_variance: Float[Array, ""] | float, count: int
+) -> Float[Array, " B"]:
+    """error / exp(log_variance) + count * log_variance: latent-diffusion's "nll".
+
+    Args:
+      error_B: of every example, summed over its `count` numbers.
+      log_variance: of the decoder's output, one for all numbers.
+      count: numbers in an example.
+    """
+    return error_B * jnp.exp(-log_variance) + count * log_variance
+
+
+def adaptive_weight(
+    reconstruction: Float[Array, ...], adversarial: Float[Array, ...]
+) -> Float[Array, ""]:
+    """clamp(|reconstruction| / (|adversarial| + 1e-4), 0, 1e4), norms of two gradients.
+
+    The weight of VQGAN (Esser et al. 2021, arXiv:2012.09841, eq. 7) with which an adversarial
+    loss pulls as hard as the reconstruction loss, at the parameters of the decoder's last
+    layer. It is a constant to the losses.
+    """
+    norms = [jnp.linalg.norm(g.astype(jnp.float32)) for g in (reconstruction, adversarial)]
+    weight = norms[0] / (norms[1] + ADAPTIVE_EPS)
+    return jax.lax.stop_gradient(jnp.clip(weight, 0, ADAPTIVE_LIMIT))
 
 
 def pooled_l1(

@@ -27,6 +27,7 @@ from efae_jax.checkpoint import (
     has_checkpoint,
     write_config,
 )
+from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluate import Evaluator, check_evaluation
 from efae_jax.logs import MetricWriter, TrainProgress, say
@@ -56,7 +57,8 @@ class Run:
 
     Attributes:
       programs: the compiled step for every plan of the method that has come up.
-      compile_seconds: spent on compiling them.
+      compile_seconds: spent on compiling them, or on reading them back.
+      cache_hits: how many of them were read back from JAX's persistent compilation cache.
 
     Raises:
       UserError: one line that says what does not fit and what is allowed.
@@ -83,7 +85,7 @@ class Run:
             )
             self._init = lambda key: init_state(self.method, self.optimizers, key)
             shapes = jax.eval_shape(self._init, jax.random.key(0))
-            for plan in self.method.plans():
+            for plan in self.method.plans_to_check():
                 traced = functools.partial(step, plan=plan)
                 jax.eval_shape(traced, shapes, self._abstract_batch(), self.method.frozen)
             autoencoder = self.method.autoencoder
@@ -104,7 +106,7 @@ class Run:
             static_argnums=3,
         )
         self.programs: dict[Hashable, Any] = {}
-        self.compile_seconds = 0.0
+        self.compile_seconds, self.cache_hits = 0.0, 0
 
     def load_pretrained(self) -> dict[str, Any]:
         """Parameters, by player, that a run does not start from scratch with."""
@@ -140,7 +142,9 @@ class Run:
         if plan not in self.programs:
             start = time.monotonic()
             lowered = self._step.lower(state, batch, self.frozen, plan)
-            self.programs[plan] = lowered.compile()
+            with count_cache_hits() as hits:
+                self.programs[plan] = lowered.compile()
+            self.cache_hits += min(len(hits), 1)
             self.compile_seconds += time.monotonic() - start
         return self.programs[plan](state, batch, self.frozen)
 
@@ -190,8 +194,8 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains to `config.train.steps`, resuming what the work directory holds.
 
     Writes `config.json`, `parameters.txt`, `metrics.jsonl`, `tensorboard/` and
-    `checkpoints/`. A run that was stopped and resumed equals, bit for bit on CPUs, the
-    run that never stopped.
+    `checkpoints/`, and keeps compiled programs in `compilation_cache/`. A run that was
+    stopped and resumed equals, bit for bit on CPUs, the run that never stopped.
 
     Returns:
       the final state.
@@ -212,6 +216,7 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     pretrained = run.load_pretrained() if new else {}
     run.frozen  # noqa: B018  (read here, so that a missing file leaves no work directory)
     _prepare(workdir, as_json)
+    keep_programs(workdir)
 
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     if new:
@@ -297,6 +302,7 @@ def _loop(
             "learning_rate": float(schedule(step - 1)),
             "programs": len(run.programs),
             "compile_seconds": run.compile_seconds,
+            "cache_hits": run.cache_hits,
         }
         writer.write(step, figures)
 
@@ -309,10 +315,12 @@ def _loop(
         batch = put_batch(run.mesh, next(batches))
         for step in range(start + 1, total + 1):
             plan, known, spent = run.method.plan(step - 1), len(run.programs), run.compile_seconds
+            hits = run.cache_hits
             state, metrics = run.step(state, batch, plan)
             if several and len(run.programs) > known:
+                what = "read back" if run.cache_hits > hits else "compiled"
                 say(
-                    f"step {step:,}: compiled program {len(run.programs)} of "
+                    f"step {step:,}: {what} program {len(run.programs)} of "
                     f"{len(run.method.plans())} ({plan}); {run.compile_seconds:.0f} s in all so far"
                 )
                 progress.leave_out(run.compile_seconds - spent)

@@ -3,11 +3,11 @@
 import jax
 import pytest
 
-from configs import aura_equivae, efae
+from configs import aura_equivae, efae, eq_vae
 from efae_jax import data, evaluate, train
 from efae_jax.optim import make_schedule
 
-ALL = [(module, variant) for module in (efae, aura_equivae) for variant in module.VARIANTS]
+ALL = [(module, variant) for module in (efae, aura_equivae, eq_vae) for variant in module.VARIANTS]
 NAMES = [f"{module.__name__.split('.')[-1]}:{variant}" for module, variant in ALL]
 every_variant = pytest.mark.parametrize(("module", "variant"), ALL, ids=NAMES)
 

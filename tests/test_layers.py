@@ -8,7 +8,7 @@ PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
     {"errors", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
-    {"models", "data", "sharding", "optim", "logs"},
+    {"models", "data", "sharding", "optim", "logs", "compilation"},
     {"convert"},
     {"methods"},
     {"state", "checkpoint", "pictures", "panels"},

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from efae_jax.errors import UserError
 
-CROPS = ("random", "center", "mixed")
+CROPS = ("random", "center", "mixed", "zoom")
+ZOOM = (0.5, 1.0)  # least and largest share of the shorter side
 # Only these: Pillow would hand some other formats to outside programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -42,8 +43,10 @@ class Transform:
     Upright by EXIF, to RGB or grey (transparency over white), shorter side resized (bicubic,
     antialiased) and the rest cropped, flipped, padded.
 
-    size: (height, width) of the result. channels: 1 or 3. crop: 'random', 'center', or 'mixed':
-    half of the images are cropped at their own resolution, anywhere, where they are large enough.
+    size: (height, width) of the result. channels: 1 or 3. crop: 'random', 'center'; 'mixed':
+    half of the images are cropped at their own resolution, anywhere, where they are large enough;
+    or 'zoom': a part of the result's shape anywhere, 0.5 to 1 times the largest there is, resized
+    by area (bicubic where that enlarges it), as latent-diffusion's training data.
     flip: mirror left-right with probability 1/2. pad: black pixels on each side, inside `size`
     (MNIST: size (32, 32), pad 2). max_pixels: an image with more is not decoded.
     """
@@ -87,6 +90,9 @@ class Transform:
         if native and img.height >= max(inner) and img.width >= max(inner):  # upright or not
             place = (place[0], random.random())
             img = _native_crop(_decode(img, None), inner, place)
+        elif self.crop == "zoom":
+            share, place = random.uniform(*ZOOM), (place[0], random.random())
+            img = _zoom(_decode(img, tuple(round(n / share) for n in inner)), inner, share, place)
         else:
             img = _resize_and_crop(_decode(img, inner), inner, place[0])
         img = img.convert("L" if self.channels == 1 else "RGB")
@@ -196,6 +202,22 @@ def _native_crop(
     left = math.floor((img.width - width) * place[0] + 0.5)
     top = math.floor((img.height - height) * place[1] + 0.5)
     return img.crop((left, top, left + width, top + height))
+
+
+def _zoom(
+    img: Image.Image, target: tuple[int, int], share: float, place: tuple[float, float]
+) -> Image.Image:
+    """Resizes a part of the image: `share` times the largest of the target's shape.
+
+    place in [0, 1] along width and height.
+    """
+    height, width = target
+    scale = share * min(img.height / height, img.width / width)
+    left, top = (img.width - width * scale) * place[0], (img.height - height * scale) * place[1]
+    how = Image.Resampling.BOX if scale > 1 else Image.Resampling.BICUBIC
+    box = (max(left, 0.0), max(top, 0.0))
+    ends = (min(left + width * scale, img.width), min(top + height * scale, img.height))
+    return img.resize((width, height), how, box=(*box, *ends))
 
 
 def _resize_and_crop(img: Image.Image, target: tuple[int, int], place: float) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Finite groups of image symmetries, their actions on images and latents, and symmetrisation.
+"""Finite groups of image symmetries, their actions on images and latents, scaling, symmetrisation.
 
 Pure functions of arrays: nothing here knows of models, configuration or the rest of the package.
 """
@@ -12,6 +12,7 @@ from efae_jax.groups.representations import (
     orthogonal,
     representation,
 )
+from efae_jax.groups.scaling import RESAMPLINGS, scale
 from efae_jax.groups.symmetrize import (
     symmetrize_decoder,
     symmetrize_encoder,
@@ -20,6 +21,7 @@ from efae_jax.groups.symmetrize import (
 
 __all__ = [
     "GROUPS",
+    "RESAMPLINGS",
     "Block",
     "Group",
     "Representation",
@@ -30,6 +32,7 @@ __all__ = [
     "orthogonal",
     "random_elements",
     "representation",
+    "scale",
     "symmetrize_decoder",
     "symmetrize_encoder",
     "symmetrize_velocity",

@@ -105,9 +105,18 @@ def check_indices(group: Group, g_B: Int[Array, " B"], batch: int) -> None:
         )
 
 
-def random_elements(group: Group, keys_B: PRNGKeyArray) -> Int[Array, " B"]:
-    """An element for every key, all of them equally likely: its index in the group."""
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, group.order))(keys_B)
+def random_elements(
+    group: Group, keys_B: PRNGKeyArray, *, identity: bool = True
+) -> Int[Array, " B"]:
+    """An element for every key, all of them equally likely: its index in the group.
+
+    Args:
+      group: the group.
+      keys_B: random keys.
+      identity: whether it is among them; it is the only element of the trivial group anyway.
+    """
+    least = 0 if identity or group.order == 1 else 1
+    return jax.vmap(lambda key: jax.random.randint(key, (), least, group.order))(keys_B)
 
 
 def act_image(

@@ -8,8 +8,9 @@ from efae_jax.errors import UserError
 from efae_jax.methods.aura_equivae import AuraEquiVAE
 from efae_jax.methods.base import Method
 from efae_jax.methods.efae import EFAE
+from efae_jax.methods.eq_vae import EQVAE
 
-METHODS = {"efae": EFAE, "aura_equivae": AuraEquiVAE}
+METHODS = {"efae": EFAE, "aura_equivae": AuraEquiVAE, "eq_vae": EQVAE}
 
 
 def make_method(config: Any) -> Method:

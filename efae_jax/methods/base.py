@@ -134,6 +134,13 @@ class Method:
         """All values that `plan` takes."""
         return (None,)
 
+    def plans_to_check(self) -> tuple[Hashable, ...]:
+        """Those of them that together meet every size that might not fit.
+
+        A run traces their steps before it writes anything.
+        """
+        return self.plans()
+
     def loss(
         self,
         player: str,

@@ -94,6 +94,16 @@ class ConvAutoencoder(ActedLatent):
         del noise
         return self.decoder(params["decoder"], z)
 
+    def decoder_features(
+        self, params: Params, z: Float[Array, "B h w C"]
+    ) -> Float[Array, "B H W D"]:
+        """What the decoder's last convolution takes (not of TAESD)."""
+        return self.decoder(params["decoder"], z, method="features")
+
+    def last_layer(self, params: Params, h: Float[Array, "B H W D"]) -> Float[Array, "B H W c"]:
+        """The decoder's last convolution, params["decoder"]["conv_out"]."""
+        return self.decoder(params["decoder"], h, method="last_layer")
+
 
 def shrink(x_BHWC: Float[Array, "B H W c"], factor: int) -> Float[Array, "B H/f W/f c"]:
     """Area resizing: the mean of every factor x factor pixels."""

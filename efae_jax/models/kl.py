@@ -217,13 +217,22 @@ class Decoder(_Network):
     def __call__(
         self, z_BhwC: Float[Array, "B h w C"], statistics: Statistics = local_statistics
     ) -> Float[Array, "B H W c"]:
+        return self.last_layer(self.features(z_BhwC, statistics))
+
+    def features(
+        self, z_BhwC: Float[Array, "B h w C"], statistics: Statistics = local_statistics
+    ) -> Float[Array, "B H W D"]:
+        """What the last convolution takes."""
         h = z_BhwC.astype(self.dtype)
         h = self.conv_in(h if self.post_quant is None else self.post_quant(h))
         h = self._run(self.middle, h, statistics)
         for level in self.levels:
             h = self._run(level, h, statistics)
-        h = jax.nn.swish(self.norm_out(h, statistics)).astype(self.dtype)
-        return self.conv_out(h).astype(jnp.float32)
+        return jax.nn.swish(self.norm_out(h, statistics)).astype(self.dtype)
+
+    def last_layer(self, h_BHWD: Float[Array, "B H W D"]) -> Float[Array, "B H W c"]:
+        """The last convolution."""
+        return self.conv_out(h_BHWD).astype(jnp.float32)
 
 
 def level_factor(widths: Sequence[int]) -> int:

@@ -38,6 +38,13 @@ class Posterior:
         noise = jax.random.normal(key, self.mean.shape)
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
+    def sample_each(self, keys_B: PRNGKeyArray) -> Float[Array, "B h w C"]:
+        """The same with a key for every example, whose draw then depends on no other."""
+        if self.log_variance is None:
+            return self.mean
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.mean.shape[1:]))(keys_B)
+        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+
     def kl(self) -> Float[Array, " B"]:
         """KL(q(z | x) || N(0, 1)) in nats, summed over positions and channels.
 
