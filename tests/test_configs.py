@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import aura_equivae, efae, eq_vae
-from efae_jax import data, evaluate, train
+from efae_jax import data, train, validation
 from efae_jax.optim import make_schedule
 
 ALL = [(module, variant) for module in (efae, aura_equivae, eq_vae) for variant in module.VARIANTS]
@@ -63,8 +63,8 @@ def read_by_a_run(config, seen):
     for split in ("train", "test"):
         source = data.make_source(spy.data, split)
     next(train.train_batches(spy, source, 0))
-    next(evaluate.held_out_batches(source, spy, 4))
-    evaluate.Evaluator(run.method.autoencoder, spy, run.mesh)
+    next(validation.held_out_batches(source, spy, 4))
+    validation.Evaluator(run.method.autoencoder, spy, run.mesh)
     make_schedule(spy.optim, 3)
 
 

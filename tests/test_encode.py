@@ -71,7 +71,7 @@ def plain(model, images, tmp_path_factory):
 
 def test_the_command_writes_what_the_model_gives(kl, images, tmp_path, capsys, caplog):
     out = tmp_path / "latents"
-    command = ["encode", "--model", str(kl), "--images", str(images), "--out", str(out)]
+    command = ["encode", "--model", str(kl), "--data", str(images), "--out", str(out)]
     assert main([*command, "--shards", "3", "--batch-size", "8"]) == 0
     latents, printed = Latents(out), capsys.readouterr().out
     assert "3.png" in caplog.text
@@ -207,7 +207,7 @@ def test_any_data_source_and_a_flow_model(tmp_path):
     model = efae_jax.load(workdir)
     with model.config.unlocked():
         model.config.data.test_fraction = 0.0
-    where = encode.make_source(model, source="array_record", path=str(file))
+    where = encode.make_source(model, f"array_record:{file}")
     made = Extractor(model, *where, tmp_path / "out", Settings(), batch_size=8)
     made.run()
     made.finish()
@@ -252,7 +252,7 @@ def test_mistakes_are_one_line(kl, model, images, tmp_path, capsys):
     assert "no such folder" in error_of(encode.make_source, model, str(tmp_path / "none"))
     assert "no image there" in error_of(encode.make_source, model, str(tmp_path))
     assert "leave out --source" in error_of(encode.make_source, model, str(images), source="glyphs")
-    command = ["encode", "--model", str(kl), "--images", str(images), "--out", str(tmp_path / "o")]
+    command = ["encode", "--model", str(kl), "--data", str(images), "--out", str(tmp_path / "o")]
     assert main([*command, "--split", "train"]) == 2
     assert "leave out --source, --path, --data-dir and --split" in capsys.readouterr().err
     assert main([*command[:3], *command[5:]]) == 2

@@ -11,9 +11,9 @@ LAYERS = [
     {"models", "data", "sharding", "optim", "logs", "compilation"},
     {"convert"},
     {"methods"},
-    {"state", "checkpoint", "pictures", "panels"},
-    {"api"},
-    {"evaluate", "reconstruct", "extract"},
+    {"state", "checkpoint", "pictures", "panels", "report"},
+    {"api", "compare"},
+    {"validation", "evaluation", "reconstruct", "extract"},
     {"train", "encode"},
     {"__main__"},
 ]

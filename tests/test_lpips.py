@@ -171,6 +171,19 @@ def test_features_have_unit_norm_over_channels(alex):
         np.testing.assert_allclose(np.linalg.norm(tap, axis=-1), 1, rtol=1e-5)
 
 
+def test_distance_from_features_that_were_computed_before(alex):
+    def by_hand(params, a, b):
+        features_a, pooled = alex.net(params, a, method="features_and_pooled")
+        features_b = alex.net(params, b, method="features")
+        distance = alex.net(params, features_a, features_b, method="distance")
+        last = Net(lambda rngs: AlexNet(rngs=rngs))(params["trunk"], scale_input(a))[-1]
+        return distance, pooled, last.mean(axis=(1, 2))
+
+    distance, pooled, mean = jax.jit(by_hand)(alex.params, A, B)
+    np.testing.assert_allclose(distance, alex.distance(alex.params, A, B), rtol=1e-5)
+    np.testing.assert_allclose(pooled, mean, rtol=1e-5)
+
+
 def test_where_no_channel_responds_the_distance_and_its_gradient_are_finite(alex):
     gradient = jax.grad(lambda h: jnp.sum(jnp.square(_unit(h))))(jnp.zeros((1, 2, 2, 4)))
     np.testing.assert_array_equal(gradient, 0)

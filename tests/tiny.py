@@ -1,6 +1,6 @@
 """Configs so small that their programs compile in seconds; shared by the tests that train."""
 
-from configs import aura_equivae, efae
+from configs import aura_equivae, efae, eq_vae
 from efae_jax import recipes
 
 
@@ -30,6 +30,20 @@ def tiny_aura(recipe="custom", **overrides):
             recipes.apply(config, recipe)
         config.model.widths = (4, 8)
         config.model.attention = False
+    return _smaller(config, overrides)
+
+
+def tiny_eq(**overrides):
+    """EQ-VAE's `smoke` made smaller: 8x8 images, latent 4x4x2; L1 and KL alone."""
+    config = eq_vae.get_config("smoke")
+    with config.unlocked():
+        config.data.size = (8, 8)
+        config.model.widths = (4, 8)
+        config.model.latent_channels = 2
+        config.model.attention = False
+        config.eq.scale_buckets = 0
+        config.loss.lpips = config.loss.gan = 0.0
+        config.loss.learn_logvar = False
     return _smaller(config, overrides)
 
 

@@ -134,6 +134,23 @@ def write_model(
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
+def write_new(path: str | Path, content: bytes) -> None:
+    """Writes a new file, whole or not at all.
+
+    Raises:
+      UserError: it is there already, or the disk refuses.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"cannot write {path}: it is there already; give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _atomic(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
     """Writes a new folder of files, whole or not at all.
 

@@ -146,6 +146,24 @@ def to_ours(table: Table, tensors: Mapping[str, np.ndarray]) -> Params:
     )
 
 
+def checked_to_ours(
+    table: Table, tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any], problem: str
+) -> Params:
+    """`to_ours` of a state dict that must have exactly the table's names, shapes and types.
+
+    Args:
+      abstract: our parameter tree as `jax.ShapeDtypeStruct`s.
+      problem: how the error begins.
+
+    Raises:
+      UserError: lists every name that is missing, left over, or of a wrong shape or type.
+    """
+    problems = name_problems((entry.theirs for entry in table), tensors)
+    problems += tensor_problems(table, tensors, abstract)
+    require(problems, problem)
+    return to_ours(table, tensors)
+
+
 def name_problems(expected: Iterable[str], found: Iterable[str]) -> list[str]:
     """Says which names are missing and which are left over; empty if none."""
     expected, found = set(expected), set(found)

@@ -96,7 +96,8 @@ def patch_heads(tensors: Mapping[str, np.ndarray], where: str = "state dict") ->
         for j in head["convs"]:
             theirs = f"binary_classifier{int(i) + 1}.{2 * int(j)}"
             table += layout.conv(theirs, f"heads/{i}/convs/{j}")
-    return _renamed(table, tensors, {"heads": abstract}, where, "the patch discriminator's heads")
+    problem = f"{where} does not hold the patch discriminator's heads"
+    return layout.checked_to_ours(table, tensors, {"heads": abstract}, problem)
 
 
 def _read(kind: str, path: str | Path | None, abstract: Mapping[str, Any]) -> layout.Params:
@@ -113,7 +114,7 @@ def _read(kind: str, path: str | Path | None, abstract: Mapping[str, Any]) -> la
     else:
         unwanted = {entry.theirs for entry in heads}
         tensors = {name: a for name, a in tensors.items() if name not in unwanted}
-    return _renamed(trunk, tensors, abstract, str(path), what)
+    return layout.checked_to_ours(trunk, tensors, abstract, f"{path} does not hold {what}")
 
 
 def _flax_tables(kind: str) -> tuple[list[layout.Entry], list[layout.Entry]]:
@@ -141,19 +142,6 @@ def _torch_tables(kind: str, sliced: bool) -> tuple[list[layout.Entry], list[lay
         for i in range(len(_SLICE_ENDS[kind]))
     ]
     return trunk, heads
-
-
-def _renamed(
-    table: layout.Table,
-    tensors: Mapping[str, np.ndarray],
-    abstract: Mapping[str, Any],
-    where: str,
-    what: str,
-) -> layout.Params:
-    problems = layout.name_problems((entry.theirs for entry in table), tensors)
-    problems += layout.tensor_problems(table, tensors, abstract)
-    layout.require(problems, f"{where} does not hold {what}")
-    return layout.to_ours(table, tensors)
 
 
 def _packaged(kind: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efae_jax.data.folder import EXTENSIONS, Folder, class_of, image_files
-from efae_jax.data.sources import make_source
+from efae_jax.data.sources import SOURCES, make_source
 from efae_jax.data.splits import Source
 from efae_jax.errors import UserError
 
@@ -28,10 +28,8 @@ class Chosen(NamedTuple):
 
 def choose_images(
     config: Any,
-    images: str | None = None,
+    data: str | None = None,
     *,
-    source: str | None = None,
-    path: str | None = None,
     data_dir: str | None = None,
     split: str | None = None,
     size: int | None = None,
@@ -41,8 +39,9 @@ def choose_images(
 
     Args:
       config: `config.data`, for what is not given.
-      images: a folder: every image in it, at any depth; instead of source, path, data_dir, split.
-      source, path, data_dir: as `config.data` names them.
+      data: a folder, for every image in it, at any depth; or SOURCE:PATH, as `config.data.source`
+        and `config.data.path` name a split of a data set ("glyphs" has no path).
+      data_dir: as `config.data.data_dir`.
       split: "train" or "test"; `default_split` unless given.
       size: of the square that they are resized (shorter side) and cropped to (centre).
 
@@ -50,27 +49,29 @@ def choose_images(
       UserError: for what is not there or does not fit.
     """
     config = config.copy_and_resolve_references()
-    given = {"source": source, "path": path, "data_dir": data_dir}
-    given = {name: value for name, value in given.items() if value is not None}
-    if images is not None and (given or split):
+    source, _, path = (data or "").partition(":")
+    whole = data is not None and (source not in SOURCES or not (path or source == "glyphs"))
+    if whole and (split is not None or data_dir is not None):
         raise UserError(
-            "--images takes every image of a folder; leave out --source, --path, --data-dir and "
-            "--split"
+            f"--data {data} takes every image of a folder; --split and --data-dir belong to "
+            f"--data SOURCE:PATH, SOURCE one of {', '.join(SOURCES)}"
         )
-    split = split or default_split
     with config.unlocked():
-        config.update(given)
-        if images is not None:
-            config.source, config.path, split = "folder", str(images), ""
-    try:
-        found = _whole_folder(images) if images is not None else make_source(config, split)
-    except UserError as error:
-        if images is not None or given:
-            raise
-        raise UserError(f"{error}; --images FOLDER, or --source and --path, name others") from error
-    if size is not None:
-        with config.unlocked():
+        if whole:
+            config.source, config.path = "folder", str(data)
+        elif data is not None:
+            config.source, config.path = source, path
+        if data_dir is not None:
+            config.data_dir = data_dir
+        if size is not None:
             config.size, config.pad = (size, size), 0
+    split = "" if whole else split or default_split
+    try:
+        found = _whole_folder(str(data)) if whole else make_source(config, split)
+    except UserError as error:
+        if data is not None:
+            raise
+        raise UserError(f"{error}; --data FOLDER or --data SOURCE:PATH names others") from error
     keys = sha256()
     for i in range(len(found)):
         keys.update(found.key(i).encode("utf-8", "surrogateescape") + b"\0")
@@ -80,8 +81,11 @@ def choose_images(
 
 def _whole_folder(root: str) -> Folder:
     if not Path(root).is_dir():
-        raise UserError(f"--images {root}: no such folder")
-    files = image_files(str(root))
+        raise UserError(
+            f"--data {root}: no such folder, nor SOURCE:PATH with SOURCE one of "
+            f"{', '.join(SOURCES)}"
+        )
+    files = image_files(root)
     if not files:
-        raise UserError(f"--images {root}: no image there; allowed: {' '.join(EXTENSIONS)}")
-    return Folder(str(root), files, sorted({class_of(file) for file in files}))
+        raise UserError(f"--data {root}: no image there; allowed: {' '.join(EXTENSIONS)}")
+    return Folder(root, files, sorted({class_of(file) for file in files}))

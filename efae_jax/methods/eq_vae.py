@@ -93,6 +93,8 @@ class EQVAE(Method):
             )
         self.whole = tuple(side // model.factor for side in config.data.size)
         self.chosen = _scales(config, self.whole)
+        # Unscaled images are those of the plain branch.
+        self.p_prior_s = 0 if self.chosen == [self.whole] else config.eq.p_prior_s
         if loss.lpips:
             self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs, dtype=dtype))
             self.frozen = {"lpips": self.lpips.abstract}
@@ -137,7 +139,7 @@ class EQVAE(Method):
             if config.eq.anisotropic:
                 sides = (sides[0], _pick(random, self.chosen)[1])
             return Plan("equivariance", *sides)
-        if random.random() < config.eq.p_prior_s:
+        if random.random() < self.p_prior_s:
             return Plan("prior", *_pick(random, self.chosen))
         return Plan("plain", *self.whole)
 
@@ -154,9 +156,9 @@ class EQVAE(Method):
             if eq.anisotropic:
                 turned = [(a, b) for a, _ in self.chosen for _, b in self.chosen]
             found += [Plan("equivariance", *sides) for sides in turned]
-        if eq.p_prior * eq.p_prior_s > 0:
+        if eq.p_prior * self.p_prior_s > 0:
             found += [Plan("prior", *sides) for sides in self.chosen]
-        if eq.p_prior * (1 - eq.p_prior_s) > 0:
+        if eq.p_prior * (1 - self.p_prior_s) > 0:
             found.append(Plan("plain", *self.whole))
         return tuple(dict.fromkeys(found))
 

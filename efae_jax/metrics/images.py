@@ -1,13 +1,23 @@
-"""Peak signal-to-noise ratio and structural similarity, per image, on pixels in [-1, 1]."""
+"""Peak signal-to-noise ratio and structural similarity, per image.
+
+`psnr` and `ssim` clip pixels to [-1, 1] and know their range, 2. `psnr_uint8` and
+`ssim_own_range` are the choices of most published evaluations of latent autoencoders: PSNR of
+the 8-bit files, SSIM of what the decoder gave with the range of the pair's own values.
+"""
 
 from __future__ import annotations
 
 import dm_pix
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 RANGE = 2.0
+LEAST_MSE = 1e-10  # of pixels in [-1, 1]: 106 dB
 WINDOW = 11  # of SSIM, pixels
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+LEAST_RANGE = 1e-6
 
 
 def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, " B"]:
@@ -16,8 +26,31 @@ def psnr(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Fl
     The mean square is kept above 1e-10 (106 dB), so that equal images give a number.
     """
     error = jnp.square(jnp.clip(a_BHWC, -1, 1) - jnp.clip(b_BHWC, -1, 1))
-    mse_B = jnp.maximum(error.mean(axis=(1, 2, 3)), 1e-10)
+    mse_B = jnp.maximum(error.mean(axis=(1, 2, 3)), LEAST_MSE)
     return 10 * jnp.log10(RANGE**2 / mse_B)
+
+
+def to_uint8_truncated(x_BHWC: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
+    """clamp(127.5 x + 128, 0, 255) without its fraction: [-1, 1] to 8 bits.
+
+    The added half makes it the nearest level of 127.5 (x + 1), halves going up; level p, read as
+    p / 127.5 - 1, comes back as p.
+    """
+    return jnp.clip(127.5 * x_BHWC + 128, 0, 255).astype(jnp.uint8)
+
+
+def psnr_uint8(
+    a_BHWC: UInt8[Array, "B H W C"], b_BHWC: UInt8[Array, "B H W C"]
+) -> Float[Array, " B"]:
+    """10 log10(255^2 / mean (a - b)^2) in dB, of images in 8 bits.
+
+    Equal images would give infinity, and the mean over images with them: the mean square is
+    kept above (255 / 2)^2 1e-10, as in `psnr`, which gives 106 dB. One level in one value of an
+    image of 512 x 512 x 3 is 107 dB.
+    """
+    error = jnp.square(a_BHWC.astype(jnp.float32) - b_BHWC.astype(jnp.float32))
+    mse_B = jnp.maximum(error.mean(axis=(1, 2, 3)), (255 / RANGE) ** 2 * LEAST_MSE)
+    return 10 * jnp.log10(255**2 / mse_B)
 
 
 def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Float[Array, " B"]:
@@ -34,3 +67,52 @@ def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Fl
         max_val=RANGE,
         filter_size=window,
     )
+
+
+def ssim_own_range(
+    a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]
+) -> Float[Array, " B"]:
+    """Structural similarity with the data range of each pair, as torchmetrics computes it.
+
+    That is torchmetrics' structural_similarity_index_measure (1.4.2 and later) with its
+    defaults, on one pair at a time: range L = max(max a - min a, max b - min b), values neither
+    clipped nor shifted to start at 0 (so that luminances near 0 count for little in images of
+    [-1, 1]), Gaussian window of 11 pixels, sigma 1.5, c1 = (0.01 L)^2, c2 = (0.03 L)^2, mean over
+    all positions, the images being continued by reflection, and over channels. Before 1.4.2 the
+    mean was over the positions where the window fits.
+
+    Sides below 6, which torchmetrics refuses, are reflected more than once. Two flat images
+    (L = 0), for which it gives NaN, are compared by luminance alone: 1 where they are equal.
+    """
+    axes = (1, 2, 3)
+    range_a, range_b = (x.max(axis=axes) - x.min(axis=axes) for x in (a_BHWC, b_BHWC))
+    range_B111 = jnp.maximum(jnp.maximum(range_a, range_b), LEAST_RANGE)[:, None, None, None]
+    # Variances do not change by a shift, and the difference of squares that gives them keeps
+    # more digits about the mean.
+    shift_a, shift_b = (x.mean(axis=(1, 2), keepdims=True) for x in (a_BHWC, b_BHWC))
+    a, b = _continued(a_BHWC - shift_a), _continued(b_BHWC - shift_b)
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    variance_a = jnp.maximum(_blurred(a * a) - mean_a**2, 0)
+    variance_b = jnp.maximum(_blurred(b * b) - mean_b**2, 0)
+    covariance = _blurred(a * b) - mean_a * mean_b
+    mean_a, mean_b = mean_a + shift_a, mean_b + shift_b
+    c1, c2 = (K1 * range_B111) ** 2, (K2 * range_B111) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return (luminance * structure).mean(axis=axes)
+
+
+def _continued(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H+10 W+10 C"]:
+    """The image with a border of half a window, mirrored at its outermost pixels."""
+    half = WINDOW // 2
+    return jnp.pad(x_BHWC, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")
+
+
+def _blurred(x_BHWC: Float[Array, "B H+10 W+10 C"]) -> Float[Array, "B H W C"]:
+    """Weighted by the Gaussian window, where it fits."""
+    weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
+    weights = (weights / weights.sum()).tolist()
+    height, width = (side - WINDOW + 1 for side in x_BHWC.shape[1:3])
+    # Sums of shifted images rather than a convolution, which accelerators round to 16 bits.
+    x = sum(w * x_BHWC[:, i : i + height] for i, w in enumerate(weights))
+    return sum(w * x[:, :, i : i + width] for i, w in enumerate(weights))

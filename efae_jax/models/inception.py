@@ -12,44 +12,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float
 
 SIDE = 299
-WIDTHS = (64, 192, 768, 2048)
 BATCH_NORM_EPS = 1e-3
 
 Conv = Callable[..., "ConvNorm"]
-
-
-def torch_fidelity_input(pixels_BHWC: Real[Array, "B H W C"]) -> Float[Array, "B 299 299 3"]:
-    """(x - 128) / 128 of images 0..255, resized as TensorFlow 1 did for the original FID.
-
-    Bilinear, pixel i of 299 at the source's i H / 299: the first pixels' centres coincide, and
-    the last ones are read beyond the middle of the source's last pixel, which is repeated. No
-    antialiasing. Grey images are taken as equal red, green and blue.
-
-    Raises:
-      ValueError: neither 1 nor 3 channels.
-    """
-    x_BHWC = _resize(_colours(pixels_BHWC), lambda side: np.arange(SIDE) * side / SIDE)
-    return (x_BHWC - 128) / 128
-
-
-def pytorch_fid_input(pixels_BHWC: Real[Array, "B H W C"]) -> Float[Array, "B 299 299 3"]:
-    """2 x / 255 - 1 of images 0..255, resized as `pytorch-fid` does.
-
-    Bilinear, the centre of pixel i of 299 at the source's (i + 1/2) H / 299 - 1/2, edge pixels
-    repeated, no antialiasing. Grey images are taken as equal red, green and blue.
-
-    Raises:
-      ValueError: neither 1 nor 3 channels.
-    """
-    x_BHWC = _resize(
-        _colours(pixels_BHWC) / 255, lambda side: (np.arange(SIDE) + 0.5) * side / SIDE - 0.5
-    )
-    return 2 * x_BHWC - 1
 
 
 class InceptionV3(nnx.Module):
@@ -86,7 +55,7 @@ class InceptionV3(nnx.Module):
         """The 2048 features of the last average pool, over which the FID is computed.
 
         Args:
-          x_BHWC: images after `torch_fidelity_input` or `pytorch_fid_input`.
+          x_BHWC: images as a protocol of `efae_jax.models.frechet_features` prepares them.
         """
         return self.taps(x_BHWC)[2048]
 
@@ -278,26 +247,3 @@ def _average_pool(x_BhwC: Array) -> Array:
 def _max_pool(x_BhwC: Array, stride: int = 1) -> Array:
     padding = "SAME" if stride == 1 else "VALID"
     return nnx.max_pool(x_BhwC, (3, 3), strides=(stride, stride), padding=padding)
-
-
-def _colours(pixels_BHWC: Array) -> Array:
-    channels = pixels_BHWC.shape[-1]
-    if channels not in (1, 3):
-        raise ValueError(
-            f"images of {channels} channels have no Inception features: 1 (grey) or 3 (colour)"
-        )
-    return jnp.broadcast_to(pixels_BHWC, (*pixels_BHWC.shape[:-1], 3)).astype(jnp.float32)
-
-
-def _resize(x_BHWC: Array, positions: Callable[[int], np.ndarray]) -> Array:
-    """Interpolates linearly along both axes; `positions` gives the points on a side's pixels."""
-    for axis in (1, 2):
-        side = x_BHWC.shape[axis]
-        at = np.clip(positions(side), 0, side - 1)
-        below = np.floor(at).astype(np.int32)
-        above = np.minimum(below + 1, side - 1)
-        # Not a product of matrices, which accelerators compute with few digits.
-        share = (at - below).astype(np.float32).reshape(-1, *[1] * (3 - axis))
-        low, high = jnp.take(x_BHWC, below, axis=axis), jnp.take(x_BHWC, above, axis=axis)
-        x_BHWC = low + (high - low) * share
-    return x_BHWC

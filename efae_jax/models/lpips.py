@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from efae_jax.models.vgg import ALEXNET_WIDTHS, VGG16, VGG16_WIDTHS, AlexNet, scale_input
+from efae_jax.models.vgg import ALEXNET_WIDTHS, VGG16, VGG16_WIDTHS, AlexNet, pooled, scale_input
 
 KINDS = ("vgg", "alex")
 EPS = 1e-10
@@ -49,12 +49,28 @@ class LPIPS(nnx.Module):
           ValueError: images too small for the network, or of other channels.
         """
         # Two passes rather than one of the joined batch: a constant side costs no backward pass.
-        pairs = zip(self.heads, self.features(a_BHWC), self.features(b_BHWC), strict=True)
-        return sum(head(jnp.square(a - b)) for head, a, b in pairs)
+        return self.distance(self.features(a_BHWC), self.features(b_BHWC))
+
+    def distance(
+        self, a: list[Float[Array, "B h w D"]], b: list[Float[Array, "B h w D"]]
+    ) -> Float[Array, " B"]:
+        """The distance of images whose `features` these are, per pair."""
+        pairs = zip(self.heads, a, b, strict=True)
+        return sum(head(jnp.square(a_BhwD - b_BhwD)) for head, a_BhwD, b_BhwD in pairs)
 
     def features(self, x_BHWC: Float[Array, "B H W C"]) -> list[Float[Array, "B h w D"]]:
         """The five taps' features of images in [-1, 1], each of unit norm over channels."""
-        return [_unit(h) for h in self.trunk(scale_input(x_BHWC))]
+        return self.features_and_pooled(x_BHWC)[0]
+
+    def features_and_pooled(
+        self, x_BHWC: Float[Array, "B H W C"]
+    ) -> tuple[list[Float[Array, "B h w D"]], Float[Array, "B D"]]:
+        """`features`, and the last tap averaged over positions before it is normalised.
+
+        Of the VGG16 the latter is what the Frechet distance "vgg16" is computed over.
+        """
+        taps = self.trunk(scale_input(x_BHWC))
+        return [_unit(h) for h in taps], pooled(taps[-1])
 
 
 class Head(nnx.Module):

@@ -119,6 +119,11 @@ class AlexNet(nnx.Module):
         return taps
 
 
+def pooled(h_BhwD: Float[Array, "B h w D"]) -> Float[Array, "B D"]:
+    """A tap's mean over positions, float32."""
+    return h_BhwD.astype(jnp.float32).mean(axis=(1, 2))
+
+
 def _conv(
     n_in: int, n_out: int, kernel: int, stride: int, padding: int, rngs: nnx.Rngs, dtype: DTypeLike
 ) -> nnx.Conv:

@@ -39,7 +39,9 @@ def csv_row(record: Record) -> dict[str, Any]:
     row |= {f"data_{key}": _flat(data.get(key)) for key in _DATA}
     row |= {"protocol": record["protocol"].get("name"), "frechet_features": record.get("frechet")}
     row |= {key: figure(record, "reconstruction", key) for key in _QUALITY}
-    row |= {f"{kind}_error": figure(record, "errors", kind) for kind in ("rotation", "flip", "scale")}
+    row |= {
+        f"{kind}_error": figure(record, "errors", kind) for kind in ("rotation", "flip", "scale")
+    }
     for part in record["transformations"]:
         row |= {f"{part['name']}_{key}": figure(part, key) for key in ("error", *_QUALITY)}
     for key in ("mean", "std", "excess_kurtosis"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,29 +23,41 @@ def letters(count: int) -> list[str]:
 def named_apart(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The same records; models of one name get behind it what tells them apart.
 
-    That is the step, the weights' hash, the protocol or the images, whichever comes first of
-    those that differ; else a number.
+    That is the step, the weights' hash, the protocol or the images' path, whichever comes first
+    of those that differ; else a number.
     """
-    return [
-        {**record, "name": _apart(record, [r for r in records if r["name"] == record["name"]])}
-        for record in records
-    ]
+    names = [record["name"] for record in records]
+    taken = {name for name in names if names.count(name) == 1}
+    named = []
+    for record in records:
+        name = record["name"]
+        if names.count(name) > 1:
+            same = [other for other in records if other["name"] == name]
+            numbers = (str(n) for n in itertools.count(1))
+            marks = itertools.chain(_mark(record, same), numbers)
+            name = next(new for mark in marks if (new := f"{name} ({mark})") not in taken)
+            taken.add(name)
+        named.append({**record, "name": name})
+    return named
 
 
-def _apart(record: Record, same: Sequence[Record]) -> str:
-    if len(same) == 1:
-        return record["name"]
+def _mark(record: Record, same: Sequence[Record]) -> list[str]:
+    """What tells a record from others, if one thing does."""
     marks: tuple[Callable[[Record], str], ...] = (
         lambda r: f"step {r['model'].get('step')}",
         lambda r: str(r["model"].get("sha256"))[:8],
         lambda r: str(r["protocol"].get("name")),
         lambda r: str(r["data"].get("path")),
     )
-    for mark in marks:
-        if len({mark(r) for r in same}) == len(same):
-            return f"{record['name']} ({mark(record)})"
-    number = next(i for i, r in enumerate(same, 1) if r is record)
-    return f"{record['name']} ({number})"
+    telling = (mark for mark in marks if len({mark(r) for r in same}) == len(same))
+    return [mark(record) for mark in itertools.islice(telling, 1)]
+
+
+def short(name: str, most: int = 30) -> str:
+    """A name for a narrow column: its beginning and its end."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 3]}…{name[most // 3 - most + 1 :]}"
 
 
 class Difference(NamedTuple):
@@ -75,7 +88,9 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     """What keeps figures of these evaluations from being compared; empty for a single one."""
     keys = {record["data"].get("keys") for record in records}
     same_names = len(keys) == 1 and None not in keys
-    transformations = [", ".join(t["name"] for t in record["transformations"]) for record in records]
+    transformations = [
+        ", ".join(t["name"] for t in record["transformations"]) for record in records
+    ]
     asked: list[tuple[str, list[Any], str]] = [
         ("source of the images", _of(records, "data", "source"), "all"),
         # The same names elsewhere are taken for the same images.

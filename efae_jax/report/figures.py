@@ -35,7 +35,7 @@ class Column(NamedTuple):
     def heading(self) -> str:
         """Label, unit, and an arrow to the better side."""
         unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.label}{unit} {'↑' if self.better > 0 else '↓'}"
+        return f"{self.label}{unit}\N{NO-BREAK SPACE}{'↑' if self.better > 0 else '↓'}"
 
     def value(self, record: Record, row: Record) -> float | None:
         """The figure in a part of a record, its reconstruction or one of its transformations."""
@@ -51,9 +51,7 @@ class Column(NamedTuple):
 
     def best(self, values: Sequence[float | None]) -> set[int]:
         """Where the best of several is: empty unless two differ in print; ties are all best."""
-        known = {
-            i: value for i, value in enumerate(values) if value is not None and value == value
-        }
+        known = {i: value for i, value in enumerate(values) if value is not None and value == value}
         if len({self.text(value) for value in known.values()}) < 2:
             return set()
         best = max(known.values(), key=lambda value: value * self.better)
@@ -77,7 +75,7 @@ def quality_columns(records: Sequence[Record]) -> list[Column]:
 def transformed_columns(records: Sequence[Record]) -> list[Column]:
     """The equivariance error, and what it is never read without."""
     psnr, ssim, lpips, *frechet = quality_columns(records)
-    return [Column("error", "equivariance error", "", 3, -1), *frechet, psnr, lpips, ssim]
+    return [Column("error", "error", "", 3, -1), *frechet, psnr, lpips, ssim]
 
 
 def frechet_label(features: str | None) -> str:
@@ -88,14 +86,16 @@ def frechet_label(features: str | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A figure in print: so many digits after the point, 2 significant ones if it is tiny."""
+    """A figure in print: digits after the point, none if it is large, e-notation if tiny."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if value and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e6):
+    if value and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e9):
         mantissa, exponent = f"{value:.1e}".split("e")
         text = f"{mantissa}e{int(exponent)}"
+    elif abs(value) >= 1000:
+        text = f"{value:,.0f}"
     else:
         text = f"{value:.{digits}f}"
     return text.replace("-", "−")

@@ -36,14 +36,14 @@ def latent_figures(records: Sequence[Record]) -> list[LatentFigure]:
         LatentFigure("std", "standard deviation", _STD, _spread("std"), _range("std")),
         LatentFigure("excess_kurtosis", "excess kurtosis", _KURTOSIS, _spread("excess_kurtosis"),
                      _range("excess_kurtosis")),
-        LatentFigure("mean_abs_correlation", "correlation of channels", _CORRELATION,
+        LatentFigure("mean_abs_correlation", "channels' correlation", _CORRELATION,
                      _plain("mean_abs_correlation", 3), lambda r: ""),
         LatentFigure("high_frequency", "high-frequency energy", _HIGH,
                      _plain("high_frequency", 3), _images),
         LatentFigure("intrinsic_dimension", "intrinsic dimension", _DIMENSION,
                      _plain("intrinsic_dimension", 1), _of_numbers),
         LatentFigure(_VELOCITY, "velocity irreducible variance", _VARIANCE,
-                     lambda r: number(figure(r, "latent", _VELOCITY, "value"), 2), _per_dimension),
+                     lambda r: number(figure(r, "latent", _VELOCITY, "value"), 1), _per_dimension),
     ]  # fmt: skip
     return [
         f
@@ -53,33 +53,35 @@ def latent_figures(records: Sequence[Record]) -> list[LatentFigure]:
 
 
 _STD = Markup(
-    "σ<sub>c</sub> of every channel over images and positions, here its mean over channels. "
-    "A channel far below the others carries little; a diffusion model is trained on latents "
-    "scaled to about 1."
+    "σ<sub>c</sub> of every channel over images and positions, and its mean over channels. A "
+    "channel far below the others carries little; diffusion models are trained on latents scaled "
+    "to about 1."
 )
 _KURTOSIS = Markup(
-    "E[(z − μ)<sup>4</sup>] / σ<sup>4</sup> − 3 of every channel, mean over channels. 0: as heavy "
-    "in the tails as a normal distribution; large: rare, far outlying values."
+    "E[(z − μ)<sup>4</sup>] / σ<sup>4</sup> − 3 of every channel, and its mean over channels. 0: "
+    "tails as of a normal distribution; large: rare values far out."
 )
 _CORRELATION = Markup(
-    "mean |corr(z<sub>i</sub>, z<sub>j</sub>)| over pairs of channels i ≠ j. 0: no channel is "
-    "linearly predictable from another; 1: all say the same."
+    "mean |corr(z<sub>i</sub>, z<sub>j</sub>)| over pairs of channels i ≠ j. 0: none follows "
+    "linearly from another; 1: all say the same."
 )
 _HIGH = Markup(
-    "the share of high frequencies in the energy of the discrete cosine transform. Images have "
-    "little there; a latent that has much more is noise-like and harder for diffusion to model."
+    "share of the energy of the discrete cosine transform, without the constant, at or above half "
+    "the highest frequency along either axis: what halving the resolution loses. Photographs: some "
+    "per cent; white noise: 3/4. A latent far above its images is harder to generate by diffusion "
+    "(arXiv 2502.14831)."
 )
 _DIMENSION = Markup(
-    "TwoNN: d from the ratios r<sub>2</sub>/r<sub>1</sub> of the distances to the second and the "
-    "first nearest neighbour, which follow 1 − (r<sub>2</sub>/r<sub>1</sub>)<sup>−d</sup>. Small: "
-    "latents lie near a surface of few dimensions. It grows with the number of images, so compare "
-    "only at the same number."
+    "TwoNN: d for which the ratios r<sub>2</sub>/r<sub>1</sub> of the distances to the second and "
+    "the first nearest latent exceed μ with probability μ<sup>−d</sup>. Small: latents lie near a "
+    "surface of few dimensions. It depends on the number of images, and is too low where the "
+    "dimension is high."
 )
 _VARIANCE = Markup(
-    "I = (π/2) Σ<sub>i</sub> √λ<sub>i</sub> with the eigenvalues λ<sub>i</sub> of the covariance "
-    "of latents of a class, spatial × channel, averaged over classes (arXiv 2606.03578). What no "
-    "velocity field can predict on the straight path from noise: smaller is easier to generate. "
-    "It grows with the scale of the latent."
+    "I = (π/2) Σ<sub>i</sub> √λ<sub>i</sub>, λ<sub>i</sub> the eigenvalues of the covariance of a "
+    "class, positions × channels, averaged over classes (arXiv 2606.03578): the part of the "
+    "velocity, on straight paths from noise, that no model can know. Small: easier to generate. "
+    "At channels of standard deviation 1 it is at most π/2 per dimension."
 )
 
 

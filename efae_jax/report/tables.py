@@ -8,17 +8,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from efae_jax.logs import figures_table
-from efae_jax.report.comparing import comparable, differences
-from efae_jax.report.figures import Column, number, quality_columns, transformed_columns
+from efae_jax.report.comparing import comparable, differences, letters
+from efae_jax.report.figures import Column, quality_columns, transformed_columns
 from efae_jax.report.latents import latent_figures
-from efae_jax.report.records import KINDS, Record, figure, label_of, rows_of
+from efae_jax.report.records import KINDS, Record, label_of, rows_of
 
 
 def report_tables(records: Sequence[Record]) -> list[Table]:
     """What an evaluation found, or several beside one another with the best in bold.
 
-    One: a row for the plain reconstruction and each transformation; the latent's figures.
-    Several: a row each, with the means over transformations.
+    One: a row for the plain reconstruction and each transformation; then the latent's figures.
+    Several: a column each and a row a figure, those of transformations as means over a kind;
+    what the columns' letters stand for is the caption.
     """
     if len(records) == 1:
         return [_transformations(records[0]), _latent(records[0])]
@@ -28,44 +29,57 @@ def report_tables(records: Sequence[Record]) -> list[Table]:
 def _transformations(record: Record) -> Table:
     columns = transformed_columns([record])
     plain = record["reconstruction"]
-    rows = [["reconstruction", *(c.text(c.value(record, plain)) for c in columns)]]
+    rows = [["identity", *(c.text(c.value(record, plain)) for c in columns)]]
     for kind, plural in KINDS.items():
         parts = rows_of(record, kind)
         for part in parts:
             rows.append([escape(label_of(part)), *(c.text(c.value(record, part)) for c in columns)])
         if len(parts) > 1:
             rows.append([f"{plural}, mean", *(c.text(c.mean(record, kind)) for c in columns)])
-    images = f"{record.get('images') or 0:,} images"
-    title = f"{escape(record['name'])}: decode(t E(x)) against t x, {images}"
-    return figures_table(title, ["t", *(c.heading for c in columns)], rows)
+    title = f"{escape(record['name'])}: decode(t E(x)) against t x"
+    if record.get("images"):
+        title += f", {record['images']:,} images"
+    return _unbroken(figures_table(title, ["t", *(c.heading for c in columns)], rows))
 
 
 def _latent(record: Record) -> Table:
     rows = [[f.label, f.text(record), f.note(record)] for f in latent_figures([record])]
-    return figures_table("latent space", ["", "figure", "of"], rows)
+    table = figures_table("latent space", ["", "", ""], rows)
+    table.show_header = False
+    return table
 
 
 def _models(records: Sequence[Record]) -> Table:
     found = differences(records)
-    rows = [[escape(record["name"])] for record in records]
-    headings = ["model"]
+    rows: list[list[str]] = []
 
     def add(column: Column, heading: str, values: list[float | None], marked: bool) -> None:
         best = column.best(values) if marked else set()
-        headings.append(heading)
-        for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-            text = column.text(value)
-            row.append(f"[bold]{text}[/bold]" if i in best else text)
+        texts = [column.text(value) for value in values]
+        if any(value is not None for value in values):
+            rows.append(
+                [heading, *(f"[bold]{t}[/bold]" if i in best else t for i, t in enumerate(texts))]
+            )
 
     for column in quality_columns(records):
         values = [column.value(record, record["reconstruction"]) for record in records]
         add(column, column.heading, values, comparable(found, column.key))
-    error = transformed_columns(records)[0]
-    for kind in KINDS:
-        values = [error.mean(record, kind) for record in records]
-        add(error, f"{kind} error ↓", values, comparable(found, "error", "mean"))
-    images = {record.get("images") for record in records}
-    title = f"{len(records)} models"
-    if len(images) == 1 and None not in images:
-        title += f", {images.pop():,} images"
-    return figures_table(title, headings, rows)
+    for kind, plural in KINDS.items():
+        for column in transformed_columns(records):
+            values = [column.mean(record, kind) for record in records]
+            marked = comparable(found, column.key, "mean")
+            add(column, f"{plural}: {column.heading}", values, marked)
+    for latent in latent_figures(records):
+        rows.append([latent.label, *(latent.text(record) for record in records)])
+    marks = letters(len(records))
+    title = f"{len(records)} models; of transformations, means of decode(t E(x)) against t x"
+    table = figures_table(title, ["", *marks], rows)
+    names = (f"{m}  {escape(r['name'])}" for m, r in zip(marks, records, strict=True))
+    table.caption, table.caption_justify = "\n".join(names), "left"
+    return table
+
+
+def _unbroken(table: Table) -> Table:
+    """The first column keeps its words on one line; headings of the others wrap instead."""
+    table.columns[0].no_wrap = True
+    return table

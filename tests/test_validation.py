@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import tiny
 
 import efae_jax
-from efae_jax import data, evaluate, train
+from efae_jax import data, validation, train
 from efae_jax.errors import RunError, UserError
 from efae_jax.groups import act_image, act_latent, group, representation
 from efae_jax.methods.base import to_float
@@ -57,7 +57,7 @@ class Shifted(Blocks):
 
 def figures(model, devices=1, params=0.1, **overrides):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return evaluate.Evaluator(model, tiny(**overrides), mesh).figures(params)
+    return validation.Evaluator(model, tiny(**overrides), mesh).figures(params)
 
 
 def test_an_equivariant_model_scores_alike_for_every_element():
@@ -81,7 +81,7 @@ def test_another_model_does_not():
 def test_figures_equal_the_mean_over_single_images():
     config, model = tiny(), Blocks()
     result = figures(model, params=0.0)
-    batch = next(evaluate.held_out_batches(data.make_source(config.data, "test"), config, 21))
+    batch = next(validation.held_out_batches(data.make_source(config.data, "test"), config, 21))
     x = np.asarray(to_float(jnp.asarray(batch["image"])), np.float64)
     y = np.asarray(model.decode(0.0, model.encode(None, jnp.asarray(x)), 0.0), np.float64)
     per_image = 10 * np.log10(4 / ((x - y) ** 2).mean((1, 2, 3)))
@@ -100,7 +100,7 @@ def test_neither_devices_nor_batches_matter(devices, batch_size):
 
 def test_num_images_takes_the_first():
     mesh = make_mesh(devices=jax.devices()[:1])
-    evaluator = evaluate.Evaluator(Blocks(), tiny(eval__num_images=10), mesh)
+    evaluator = validation.Evaluator(Blocks(), tiny(eval__num_images=10), mesh)
     evaluator.figures(0.1)
     assert evaluator.count == 10
     masks = np.concatenate([b["mask"] for b in evaluator.batches()])
@@ -118,13 +118,13 @@ def test_unreadable_images_are_left_out(tmp_path):
     whole = {"data__source": "folder", "data__path": str(tmp_path)}
     (held_out / "3.png").write_bytes(b"no image")
     mesh = make_mesh(devices=jax.devices()[:1])
-    evaluator = evaluate.Evaluator(Blocks(), tiny(**whole), mesh)
+    evaluator = validation.Evaluator(Blocks(), tiny(**whole), mesh)
     assert np.isfinite(evaluator.figures(0.0)["h"]["psnr"])
     assert evaluator.count == 5
     for i in range(6):
         (held_out / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(RunError, match="none of the held-out images could be read"):
-        evaluate.Evaluator(Blocks(), tiny(**whole), mesh).figures(0.0)
+        validation.Evaluator(Blocks(), tiny(**whole), mesh).figures(0.0)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
         state = train.train(config, workdir)
-    evaluate.evaluate_workdir(workdir, config, jax.devices()[:1])
+    validation.evaluate_workdir(workdir, config, jax.devices()[:1])
     return workdir, state
 
 

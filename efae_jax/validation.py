@@ -1,11 +1,14 @@
-"""What an autoencoder keeps of held-out images, plainly and through every group element."""
+"""What a run shows of itself: quality on held-out images, plainly and through every group element.
+
+`efae_jax.evaluation` measures any model, and much more.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,6 @@ import efae_jax
 from efae_jax import data, pictures
 from efae_jax.api import restore
 from efae_jax.checkpoint import check_config
-from efae_jax.data.chosen import Chosen, choose_images
-from efae_jax.data.splits import Source
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, say, track
 from efae_jax.methods.base import Autoencoder, to_float
@@ -43,14 +44,11 @@ class Evaluator:
       autoencoder: the model.
       config: reads `data`, `eval` and `seed`.
       mesh: batches are split over all of it.
-      source: other images than the held-out ones.
     """
 
-    def __init__(
-        self, autoencoder: Autoencoder, config: Any, mesh: Mesh, source: Source | None = None
-    ):
+    def __init__(self, autoencoder: Autoencoder, config: Any, mesh: Mesh):
         self.model, self.config, self.mesh = autoencoder, config, mesh
-        self.source = data.make_source(config.data, "test") if source is None else source
+        self.source = data.make_source(config.data, "test")
         if len(self.source) == 0:
             raise UserError(
                 "config.data holds out no image to evaluate on; see data.test_split, "
@@ -85,7 +83,7 @@ class Evaluator:
                 self.mesh, {"image": batch["image"], "index": batch["index"].astype(np.int32)}
             )
             values = jax.device_get(self.step(params, device["image"], device["index"]))
-            mask = _all_processes(self.mesh, batch["mask"])
+            mask = whole_batch(self.mesh, batch["mask"])
             count += int(mask.sum())
             for name in NAMES:  # [g, b]
                 sums[name] += values[name].astype(np.float64)[:, mask].sum(axis=1)
@@ -170,7 +168,6 @@ def evaluate_workdir(
     config: Any,
     devices: Any = None,
     step: int | None = None,
-    where: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint's averaged weights into `workdir/eval`.
 
@@ -179,22 +176,16 @@ def evaluate_workdir(
       config: the run's; only fields that may change on resume may differ.
       devices: all of them unless told otherwise.
       step: of the checkpoint; the newest unless given.
-      where: other images, as for `data.chosen.choose_images`; the config's held-out ones if None.
 
     Raises:
-      UserError: when there is no such checkpoint or image, or the config is another run's.
+      UserError: when there is no such checkpoint, or the config is another run's.
     """
     check_config(workdir, json.loads(config.to_json_best_effort()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    restored, chosen = restore(workdir, config, mesh, step), None
-    if where is not None:
-        chosen = choose_images(config.data, **where, default_split="test")
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.data = chosen.config
+    restored = restore(workdir, config, mesh, step)
     check_evaluation(restored.model, restored.params, config, mesh)
     out = workdir / "eval"
-    record = evaluate(restored.model, restored.params, config, mesh, out, restored.step, chosen)
+    record = evaluate(restored.model, restored.params, config, mesh, out, restored.step)
     names = ["equivariance.png", "flow.gif"][: 1 + restored.model.is_flow]
     say(f"pictures and figures: {out}/{', '.join([*names, 'figures.json'])}")
     return record
@@ -207,7 +198,6 @@ def evaluate(
     mesh: Mesh,
     out: Path,
     step: int,
-    chosen: Chosen | None = None,
 ) -> dict[str, Any]:
     """Evaluates, prints the table, and writes figures and pictures into a folder.
 
@@ -219,24 +209,20 @@ def evaluate(
       config, mesh: as for `Evaluator`.
       out: the folder.
       step: of the checkpoint, for the record.
-      chosen: other images than the held-out ones, which `config.data` fits.
 
     Returns:
       what `figures.json` holds.
     """
     start = time.monotonic()
-    evaluator = Evaluator(model, config, mesh, None if chosen is None else chosen.source)
-    what = "held-out images" if chosen is None else "images"
-    say(f"evaluating {evaluator.num_images:,} {what} for {model.group.order} elements")
+    evaluator = Evaluator(model, config, mesh)
+    say(f"evaluating {evaluator.num_images:,} held-out images for {model.group.order} elements")
     figures = evaluator.figures(params, show=True)
     record = {
         "step": step,
         "images": evaluator.count,
         "group": model.group.name,
         "representation": config.group.representation,
-        "data": {"source": config.data.source, "path": config.data.path, "split": "test"}
-        if chosen is None
-        else chosen.described,
+        "data": {"source": config.data.source, "path": config.data.path, "split": "test"},
         "decode": model.decode_options(config.eval),
         "protocol": "means over images of per-image figures; pixels clipped to [-1, 1], range 2; "
         "SSIM with an 11-pixel Gaussian window"
@@ -255,7 +241,7 @@ def evaluate(
         return record
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
-    table = _table(figures, f"{evaluator.count:,} {what}", step)
+    table = _table(figures, f"{evaluator.count:,} held-out images", step)
     console.print(table)
     with (out / "figures.txt").open("w") as file:
         type(console)(file=file, width=100).print(table)
@@ -281,15 +267,6 @@ def _table(figures: dict[str, dict[str, float]], images: str, step: int) -> Any:
         ["g", "PSNR (dB)", "vs identity", "SSIM", "equivariance error"],
         rows,
     )
-
-
-def _all_processes(mesh: Mesh, mask: np.ndarray) -> np.ndarray:
-    """The whole batch's mask, on every process."""
-    if jax.process_count() == 1:
-        return mask
-    whole = put_batch(mesh, {"mask": mask})["mask"]
-    gather = jax.jit(lambda m: m, out_shardings=replicated(mesh))
-    return np.asarray(gather(whole))
 
 
 def held_out_batches(
