@@ -75,8 +75,9 @@ def make_record(seed: int = 0, channels: int = 4, **changes):
             "psnr": "per image, on uint8",
             "lpips": "VGG16",
             "frechet": "mean over positions",
-            "equivariance": "bilinear",
-            "intrinsic_dimension": "of the first 2000",
+            "equivariance error": "of the posterior's mean",
+            "transformed": "bilinear",
+            "latent space": "in the model's own units",
         },
         "frechet": "vgg16",
         "reconstruction": quality(),
@@ -104,10 +105,12 @@ def make_record(seed: int = 0, channels: int = 4, **changes):
                 "per_dimension": rng.uniform(),
                 "classes": 10,
                 "images": 900,
+                "determined": True,
             },
         },
         "missing": {},
         "images": 1000,
+        "seed": 7,
         "seconds": 251.5,
         "device": "cpu",
         "devices": 1,
@@ -154,12 +157,12 @@ class Page(HTMLParser):
     """What a page holds, read by nothing that repairs it: tags must close in their order.
 
     tags: [(name, attributes)]; text: all of it but style; tables: [[[cell]]] of texts, where
-    a cell that is emphasised ends in *.
+    a cell that is emphasised ends in *; widths: [[columns that a row takes]].
     """
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.tables, self.text, self._open = [], [], "", []
+        self.tags, self.tables, self.widths, self.text, self._open = [], [], [], "", []
         self.feed(html)
         self.close()
         assert self._open == []
@@ -170,10 +173,13 @@ class Page(HTMLParser):
             self._open.append(tag)
         if tag == "table":
             self.tables.append([])
+            self.widths.append([])
         elif tag == "tr":
             self.tables[-1].append([])
+            self.widths[-1].append(0)
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
+            self.widths[-1][-1] += int(dict(attributes).get("colspan", 1))
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
-from evaluations import Page, make_record, write_evaluation
+from evaluations import TRANSFORMATIONS, Page, make_record, write_evaluation
 
 from efae_jax.compare import compare
 from efae_jax.errors import UserError
@@ -31,7 +31,8 @@ def test_one_table_and_one_page(folders, tmp_path, capsys):
     page = Page((out / "index.html").read_text())
     assert names[0] in page.text
     assert names[1] in page.text
-    assert page.of("img")  # found beside either kind of path
+    # Of either kind of path: 3 plain ones on one input, 2 latents, 3 of each transformation.
+    assert len(page.of("img")) == 3 + 2 + 3 * len(TRANSFORMATIONS)
     printed = capsys.readouterr().out
     assert f"A  {names[0]}" in printed
     assert f"{records[1]['reconstruction']['psnr']:.2f}" in printed

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from random import Random
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from saved_models import conv_config, folder_of_images, save
 from test_convert_ldm import shapes
 from weights import assert_same_bytes, random_state_dict
 
 import efae_jax
 from efae_jax.__main__ import main
 from efae_jax.convert import files
-from efae_jax.data import Transform
-from efae_jax.metrics.images import psnr
 
 
 @pytest.fixture
@@ -125,33 +121,12 @@ def test_loading_weights_says_what_importing_them_says(checkpoint, caplog):
     assert "not part of the autoencoder, not loaded: 1 tensors model.*" in caplog.text
 
 
-def test_an_imported_model_is_evaluated_on_the_images_that_are_named(tmp_path, capsys):
-    workdir = save(tmp_path / "kl", conv_config(size=(32, 32)))
-    images = folder_of_images(tmp_path / "images", [(20, 30)] * 3)
-    assert main(["evaluate", str(workdir)]) == 2
-    assert "--images FOLDER, or --source and --path" in capsys.readouterr().err
-    assert main(["evaluate", str(workdir), "--images", str(images), "--size", "16"]) == 0
-    record = json.loads((workdir / "eval" / "figures.json").read_text())
-    assert record["images"] == 3
-    assert (record["data"]["path"], record["data"]["split"]) == (str(images), "")
-    model = efae_jax.load(workdir)
-    transform = Transform((16, 16))
-    x = np.stack([transform(path.read_bytes(), Random(0)) for path in sorted(images.iterdir())])
-    x = x / np.float32(127.5) - 1
-    wanted = np.mean(psnr(model.decode(model.encode(x)), x))
-    np.testing.assert_allclose(record["figures"]["e"]["psnr"], wanted, rtol=1e-4)
-
-
 def test_what_is_no_work_directory_says_so(tmp_path, capsys):
-    weights = tmp_path / "diffusers"
-    weights.mkdir()
-    (weights / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    assert main(["evaluate", str(weights)]) == 2
-    assert f"python -m efae_jax import {weights} WORKDIR" in capsys.readouterr().err
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text('{"method": "efae"}')
-    for call in (["evaluate", str(run)], ["export", str(run), str(tmp_path / "new")]):
+    evaluate = ["evaluate", "--model", str(run), "--out", str(tmp_path / "new")]
+    for call in (evaluate, ["export", str(run), str(tmp_path / "new")]):
         assert main(call) == 2
         assert "holds no checkpoint; train first" in capsys.readouterr().err
     assert main(["import", str(run), str(tmp_path / "new")]) == 2

@@ -251,13 +251,14 @@ def test_mistakes_are_one_line(kl, model, images, tmp_path, capsys):
     assert "multiples of 2; see --size" in error(size=7)
     assert "no such folder" in error_of(encode.make_source, model, str(tmp_path / "none"))
     assert "no image there" in error_of(encode.make_source, model, str(tmp_path))
-    assert "leave out --source" in error_of(encode.make_source, model, str(images), source="glyphs")
     command = ["encode", "--model", str(kl), "--data", str(images), "--out", str(tmp_path / "o")]
     assert main([*command, "--split", "train"]) == 2
-    assert "leave out --source, --path, --data-dir and --split" in capsys.readouterr().err
+    assert "--split and --data-dir belong to --data SOURCE:PATH" in capsys.readouterr().err
     assert main([*command[:3], *command[5:]]) == 2
-    assert "--images FOLDER, or --source and --path, name others" in capsys.readouterr().err
-    assert "no 'glyph'" in error_of(encode.make_source, model, source="glyph")
+    assert "--data FOLDER or --data SOURCE:PATH names others" in capsys.readouterr().err
+    message = error_of(encode.make_source, model, "glyph")
+    assert "glyph: no such folder, nor SOURCE:PATH with SOURCE one of glyphs, folder" in message
+    assert "no such folder" in error_of(encode.make_source, model, "folder")
     (tmp_path / "file").write_text("")
     assert "file" in error_of(extractor, model, images, tmp_path / "file")
     with pytest.raises(RunError, match=r"1 unreadable images .*3\.png"):

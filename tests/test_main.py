@@ -68,7 +68,7 @@ def test_training_writes_all_it_promises(workdir):
 
 def test_evaluation_alone_gives_the_same_figures(workdir):
     before = json.loads((workdir / "eval/figures.json").read_text())["figures"]
-    result = run("-m", "efae_jax", "evaluate", workdir)
+    result = smoke(workdir, *QUICK, "--mode=eval")
     assert result.returncode == 0, result.stderr
     assert json.loads((workdir / "eval/figures.json").read_text())["figures"] == before
 
@@ -105,7 +105,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
         (["main.py", "--config=configs/none.py", "--workdir=x"], "configs/none.py"),
         (["main.py", "--workdir=x"], "--config is missing"),
         (["main.py", "--config=configs/efae.py:smoke"], "--workdir is missing"),
-        (["-m", "efae_jax", "evaluate", "/nowhere"], "/nowhere"),
+        (["-m", "efae_jax", "evaluate", "--model", "/nowhere", "--out", "x"], "/nowhere"),
         (["-m", "efae_jax", "export", "/nowhere", "out", "--format=onnx"], "efae"),
         (["-m", "efae_jax", "import", "/nowhere.npz", "/nowhere/w"], "/nowhere.npz"),
     ],

@@ -161,6 +161,7 @@ def test_a_frechet_distance_is_called_what_it_is():
         ([2.0, None], 1, set()),
         ([None, 2.0, float("nan"), 1.0], -1, {3}),
         ([2.0, float("inf")], 1, {1}),
+        ([float("nan"), 2.0, 1.0], 1, {1}),
         ([], 1, set()),
     ],
 )
@@ -195,8 +196,17 @@ def test_models_of_one_name_are_told_apart_by_what_differs():
         ([a, changed(b, "protocol", name="small")], ["m (eq-vae)", "m (small)"]),
         ([a, changed(b, "data", path="cats")], ["m (photos)", "m (cats)"]),
         ([a, b], ["m (1)", "m (2)"]),
+        # A step that two of three share tells nothing apart.
+        (
+            [
+                changed(r, "model", step=s)
+                for r, s in ((make_record(0), 1), (make_record(1), 1), (make_record(2), 2))
+            ],
+            ["m (00000000)", "m (00000001)", "m (00000002)"],
+        ),
     ]
     for records, names in apart:
+        records = [{**record, "name": "m"} for record in records]
         assert [record["name"] for record in report.named_apart(records)] == names
 
 
@@ -263,10 +273,13 @@ def test_differences_that_spoil_some():
         assert {k for k in every if comparable(found, k, "mean")} == every - {key}
     without_frechet = every - {"frechet"}
     assert comparing({**b, "frechet": "pytorch-fid"}) == [without_frechet] * 3
-    assert comparing(changed(b, "protocol", equivariance="bicubic")) == [every, set(), set()]
+    assert comparing(changed(b, "protocol", transformed="bicubic")) == [every, set(), set()]
+    own = changed(b, "protocol", **{"equivariance error": "of a sample"})
+    assert comparing(own) == [set(QUALITY)] * 3
     fewer = {**b, "transformations": b["transformations"][:-1]}
     assert comparing(fewer) == [every, every, set()]
-    assert comparing(changed(b, "protocol", intrinsic_dimension="of 500")) == [every] * 3
+    for key in ("latent space", "noise"):
+        assert comparing(changed(b, "protocol", **{key: "otherwise"})) == [every] * 3
 
 
 def test_a_path_matters_where_names_do_not_say_which_images():
@@ -345,8 +358,9 @@ def test_csv_of_several_has_all_columns_and_empty_cells(tmp_path):
 # The terminal
 
 
-def test_table_of_one_model_in_80_columns():
-    record = make_record(2)
+@pytest.mark.parametrize("features", ["vgg16", "pytorch-fid", "torch-fidelity"])
+def test_table_of_one_model_in_80_columns(features):
+    record = make_record(2, frechet=features)
     text = printed(report.report_tables([record]))
     assert "…" not in text
     assert "runs/model2: decode(t E(x)) against t x, 1,000 images" in text
@@ -360,8 +374,8 @@ def test_table_of_one_model_in_80_columns():
     assert f"{mean_of(record, 'rotation', 'psnr'):.2f}" in text
     assert "rotations, mean" in text
     assert "flips, mean" not in text  # of one
-    assert "Fréchet" in text
-    assert "FID" not in text
+    assert ("Fréchet" in text) == (features == "vgg16")
+    assert ("FID" in text) == (features != "vgg16")
     assert f"{record['latent']['intrinsic_dimension']:.1f}" in text
 
 

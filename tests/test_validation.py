@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import tiny
 
 import efae_jax
-from efae_jax import data, validation, train
+from efae_jax import data, train, validation
 from efae_jax.errors import RunError, UserError
 from efae_jax.groups import act_image, act_latent, group, representation
 from efae_jax.methods.base import to_float

@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 from efae_jax.report.records import Record
 
 UNSTATED = "not stated"
+# Choices of a protocol that bear on some figures only. Those of latents have no best, and a
+# sampler's noise is a model's matter.
+_SPOILED = {
+    "equivariance error": "error",
+    "transformed": "transformed",
+    "latent space": "",
+    "noise": "",
+}
 
 
 def letters(count: int) -> list[str]:
@@ -104,7 +112,7 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     ]
     for key in dict.fromkeys(key for record in records for key in record["protocol"]):
         what = "protocol" if key == "name" else f"protocol: {key}"
-        asked.append((what, _of(records, "protocol", key), _spoiled(key, records)))
+        asked.append((what, _of(records, "protocol", key), _spoiled(key)))
     return [
         Difference(what, values, spoils)
         for what, values, spoils in ((w, tuple(map(words, v)), s) for w, v, s in asked)
@@ -132,14 +140,11 @@ def _of(records: Sequence[Record], part: str, key: str) -> list[Any]:
     return [record[part].get(key) for record in records]
 
 
-def _spoiled(key: str, records: Sequence[Record]) -> str:
+def _spoiled(key: str) -> str:
     """Which figures a choice of the protocol bears on."""
     if key in ("psnr", "ssim", "lpips", "frechet"):
         return key
-    if key == "equivariance":
-        return "transformed"
-    # Figures of the latents have no best.
-    return "" if any(key in record["latent"] for record in records) else "all"
+    return _SPOILED.get(key, "all")
 
 
 def words(value: Any) -> str:

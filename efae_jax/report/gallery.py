@@ -138,7 +138,7 @@ def _read(place: Path, name: str) -> Picture | None:
     image = _open(path)
     small = max(image.size) <= SMALL
     if not small:
-        image.thumbnail((MOST * 2, MOST * 2), Image.Resampling.LANCZOS)
+        image.thumbnail((MOST, MOST), Image.Resampling.LANCZOS)
     uri = _uri(image, "png", optimize=True) if small else _uri(image, "webp", quality=QUALITY)
     return Picture(uri, *image.size, name.replace("-", " "))
 

