@@ -59,6 +59,7 @@ def make_record(seed: int = 0, channels: int = 4, **changes):
             "group": "z2xz2",
             "representation": "",
             "dtype": "float32",
+            "format": "diffusers",
         },
         "data": {
             "source": "folder",

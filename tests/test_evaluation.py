@@ -183,7 +183,8 @@ def test_through_vgg(kl, images, tmp_path, capsys):
     assert rows["r90"]["lpips"] > 0
     assert rows["s0.5"]["frechet"] > 0  # 16 pixels a side
     assert rows["s0.25"]["lpips"] is None
-    assert "too small" in first["missing"]["s0.25: lpips"]
+    assert "too small" in first["missing"]["lpips of s0.25"]
+    assert "too small" in first["missing"]["frechet of s0.25"]
     saved = read_statistics(file, "vgg16", 512)
     assert saved.count == 8
     assert saved.about["keys"] == first["data"]["keys"]

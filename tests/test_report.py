@@ -27,9 +27,8 @@ def changed(record, part, **values):
 
 
 def printed(tables, width=80, colours=False):
-    console = Console(
-        width=width, file=io.StringIO(), force_terminal=colours, color_system="standard"
-    )
+    colour = "standard" if colours else None
+    console = Console(width=width, file=io.StringIO(), force_terminal=colours, color_system=colour)
     for table in tables:
         console.print(table)
     return console.file.getvalue()
@@ -377,6 +376,17 @@ def test_table_of_one_model_in_80_columns(features):
     assert ("Fréchet" in text) == (features == "vgg16")
     assert ("FID" in text) == (features != "vgg16")
     assert f"{record['latent']['intrinsic_dimension']:.1f}" in text
+
+
+def test_many_models_are_in_tables_that_fit():
+    records = [make_record(i, frechet="torch-fidelity") for i in range(6)]
+    text = printed(report.report_tables(records))
+    assert "…" not in text
+    rows = [re.findall(r"[\d.]+ ", line) for line in text.splitlines() if "│ PSNR (dB)" in line]
+    wanted = [f"{record['reconstruction']['psnr']:.2f} " for record in records]
+    assert rows == [wanted[:4], wanted[4:]]
+    for letter, record in zip("ABCDEF", records, strict=True):
+        assert f"{letter}  {record['name']}" in text
 
 
 def test_table_of_several_marks_the_best_and_names_the_models():

@@ -149,6 +149,7 @@ def test_choices_and_identity_are_all_there(one):
     assert cells["Fréchet distance"] == ["mean over positions"]
     assert cells["latent space"] == ["in the model's own units"]
     assert cells["seed"] == ["7"]
+    assert cells["images evaluated"] == ["1,000"]
     assert cells["sha256"] == [record["model"]["sha256"]]
     assert cells["parameters"] == ["83,653,863"]
     assert cells["size"] == ["64×64"]
@@ -366,6 +367,18 @@ def test_plots_of_any_number_of_channels(channels):
         assert str(plots.SHOWN) not in words
     assert "channel" in Page(plots.correlations(record, "a")).text
     assert "channel" in Page(plots.moments(record, "a")).text
+
+
+@pytest.mark.parametrize("reach", [(-6.3, 2.4), (-5, 5), (0.01, 0.09), (-3e4, 1e5), (7, 7.5)])
+def test_histograms_have_two_ticks_or_more(reach):
+    record = make_record(channels=2)
+    edges = np.linspace(*reach, 25)
+    record["latent"]["histogram"] = {"edges": edges.tolist(), "density": [[1.0] * 24] * 2}
+    words = Page(plots.histograms(record, "a")).text.replace("−", "-").split()
+    ticks = {float(word) for word in words} - {0, 1}
+    ticks |= {0, 1} & {float(w) for w in words if words.count(w) > 2}  # which channels are, too
+    assert len(ticks) >= 2
+    assert all(reach[0] < tick < reach[1] for tick in ticks)
 
 
 def test_the_dots_lie_where_the_figures_are():

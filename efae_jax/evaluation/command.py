@@ -49,7 +49,7 @@ class Settings(NamedTuple):
       latent: "sample", of the posterior, or "mean".
       resampling: of scalings, one of `groups.RESAMPLINGS`.
       num_images: of all images, a random choice by the seed; 0: all.
-      batch_size: 8 a device unless given.
+      batch_size: 16 a device unless given.
       pictures: images that are shown.
       max_bad: unreadable images that do not end the run.
       seed: of the order of the images, samples, and a flow's noise.
@@ -143,7 +143,7 @@ class _Run:
     ):
         self.model, self.networks, self.settings, self.out = model, networks, settings, out
         self.mesh = make_mesh(devices=jax.devices() if devices is None else devices)
-        self.batch_size = settings.batch_size or 8 * self.mesh.size
+        self.batch_size = settings.batch_size or 16 * self.mesh.size
         if self.batch_size < 1 or self.batch_size % self.mesh.size:
             raise UserError(
                 f"--batch-size {self.batch_size} must be a positive multiple of the "
@@ -329,12 +329,13 @@ class _Run:
     def record(self, name: str, reference: Any, seconds: float) -> dict[str, Any]:
         """What `evaluation.json` holds."""
         model, tally, settings = self.model, self.tally, self.settings
-        rows = [record.transformed(tally, t) for t in self.transformations]
+        rows = [record.transformed(tally, t, reference) for t in self.transformations]
         latent, missing = record.latent_space(tally, self.chosen.source.num_classes > 0)
         missing = self.networks.missing | self.impossible | missing
-        for row in rows:
-            if row["lpips"] is None and "lpips" not in missing:
-                missing[f"{row['name']}: lpips"] = "the images are too small for VGG16"
+        for figure in ("lpips", "frechet"):
+            small = [row["name"] for row in rows if row[figure] is None]
+            if small and figure not in missing:
+                missing[f"{figure} of {', '.join(small)}"] = "images too small for VGG16"
         identity = {k: v for k, v in model.identity.items() if k != "kind"}
         return {
             "format": report.FORMAT,

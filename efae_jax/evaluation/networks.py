@@ -74,34 +74,49 @@ class Networks:
             if frechet != "vgg16":
                 self.params["inception"] = read_inception(inception)
 
+    def see(self, params: Any, image: Float[Array, "B H W c"]) -> dict[str, Array | list[Array]]:
+        """What the networks see in images: "taps" of LPIPS' VGG16, "features" of the Frechet
+        distance, as far as networks and sides allow.
+
+        Args:
+          params: of the networks.
+          image: floats in [-1, 1], or beyond.
+        """
+        found: dict[str, Any] = {}
+        # Accelerators would multiply with few digits, which figures to compare cannot afford.
+        with jax.default_matmul_precision("highest"):
+            if "lpips" in params and min(image.shape[1:3]) >= SMALLEST_SIDE:
+                # One pass through VGG16 serves both distances.
+                taps, pooled = self.lpips(params["lpips"], image, method="features_and_pooled")
+                found["taps"] = taps
+                if self.frechet == "vgg16":
+                    found["features"] = pooled
+            if "inception" in params:
+                pixels = to_uint8_truncated(image)
+                found["features"] = self._features(params["inception"], pixels)
+        return found
+
     def judge(
-        self, params: Any, decoded: Float[Array, "B H W c"], target: Float[Array, "B H W c"]
+        self,
+        params: Any,
+        decoded: Float[Array, "B H W c"],
+        target: Float[Array, "B H W c"],
+        seen: dict[str, Any],
     ) -> dict[str, Array]:
-        """Per image: psnr, ssim, and as far as networks and sides allow lpips, and the features
-        of both for the Frechet distance, "decoded" and "target"; by the published protocol.
+        """Per image, by the published protocol: psnr, ssim, and as far as they could be had lpips
+        and "decoded", the features for the Frechet distance.
 
         Args:
           params: of the networks.
           decoded, target: floats in [-1, 1]; the former may reach beyond.
+          seen: in the target, by `see`.
         """
-        # Accelerators would multiply with few digits, which figures to compare cannot afford.
-        with jax.default_matmul_precision("highest"):
-            return self._judged(params, decoded, target)
-
-    def _judged(self, params: Any, decoded: Array, target: Array) -> dict[str, Array]:
         pixels = [to_uint8_truncated(x) for x in (decoded, target)]
         found = {"psnr": psnr_uint8(*pixels), "ssim": ssim_own_range(decoded, target)}
-        large = min(decoded.shape[1:3]) >= SMALLEST_SIDE
-        if "lpips" in params and large:
-            # One pass through VGG16 serves both distances.
-            (a, pooled_a), (b, pooled_b) = (
-                self.lpips(params["lpips"], x, method="features_and_pooled")
-                for x in (decoded, target)
-            )
-            found["lpips"] = self.lpips(params["lpips"], a, b, method="distance")
-            if self.frechet == "vgg16":
-                found |= {"decoded": pooled_a, "target": pooled_b}
-        if "inception" in params:
-            features = [self._features(params["inception"], x) for x in pixels]
-            found |= dict(zip(("decoded", "target"), features, strict=True))
+        ours = self.see(params, decoded)
+        if "taps" in seen:
+            taps = ours["taps"], seen["taps"]
+            found["lpips"] = self.lpips(params["lpips"], *taps, method="distance")
+        if "features" in seen:
+            found["decoded"] = ours["features"]
         return found

@@ -23,12 +23,14 @@ from efae_jax.sharding import batch_sharding, replicated
 class Encoded(NamedTuple):
     """A batch as the programs of the transformations take it.
 
-    x, target: what the encoder takes and what the decoder should return; z: the latent that is
-    decoded; mean: the posterior's; index: numbers of the images.
+    x, target: what the encoder takes and what the decoder should return; seen: in the target, by
+    `Networks.see`; z: the latent that is decoded; mean: the posterior's; index: numbers of the
+    images.
     """
 
     x: Array
     target: Array
+    seen: dict[str, Any]
     z: Array
     mean: Array
     index: Array
@@ -80,7 +82,7 @@ class Programs:
         split, whole = batch_sharding(mesh), replicated(mesh)
         self.plain = jax.jit(self._plain, in_shardings=(None, whole, split),
                              out_shardings=(split, whole))  # fmt: skip
-        self._turned = jax.jit(self._turn, in_shardings=(None, whole, split, None),
+        self._turned = jax.jit(self._turn, in_shardings=(None, whole, split, None, None),
                                out_shardings=whole)  # fmt: skip
         self._scaled = jax.jit(self._scale, in_shardings=(None, whole, split),
                                out_shardings=whole, static_argnums=3)  # fmt: skip
@@ -90,7 +92,8 @@ class Programs:
     ) -> dict[str, Any]:
         """{"figures": per image, by name, "pictures": (target, decoded) uint8}."""
         if t.scale is None:
-            return self._turned(params, networks, encoded, self._action.index(t.name))
+            g = self._action.index(t.name)
+            return self._turned(params, networks, encoded, g, self._action.group.inverse[g])
         return self._scaled(params, networks, encoded, t.scale)
 
     def _plain(
@@ -102,11 +105,15 @@ class Programs:
         mean = z = model.clip(posterior.mean)
         if self._sample:
             z = model.clip(posterior.sample_each(self._keys(batch["index"], 0)))
-        encoded = Encoded(x, target, z, mean, batch["index"])
+        seen = self._networks.see(networks, target)
+        encoded = Encoded(x, target, seen, z, mean, batch["index"])
         decoded = self._decode(params, z, self._noise(encoded))
+        figures = self._networks.judge(networks, decoded, target, seen)
+        if "features" in seen:
+            figures["target"] = seen["features"]
         found = {
-            "figures": self._networks.judge(networks, decoded, target),
-            "pictures": (to_uint8_truncated(target), to_uint8_truncated(decoded)),
+            "figures": figures,
+            "pictures": _pair(target, decoded),
             "latent": z,
             "energy": {},
             **{name: batch[name] for name in ("index", "label", "mask")},
@@ -115,35 +122,33 @@ class Programs:
             found["energy"] = {"latent": dct_energies(z), "image": dct_energies(target)}
         return encoded, found
 
-    def _turn(self, params: Any, networks: Any, encoded: Encoded, g: Array) -> dict[str, Any]:
-        act = self._action
-
-        def latent(z: Array) -> Array:
-            return act.latent(params, g, z)
-
-        noise = self._noise(encoded)
+    def _turn(
+        self, params: Any, networks: Any, encoded: Encoded, g: Array, inverse: Array
+    ) -> dict[str, Any]:
+        act, noise = self._action, self._noise(encoded)
         noise = None if noise is None else act.image(g, noise)
-        return self._figures(params, networks, encoded, latent, lambda x: act.image(g, x), noise)
+        decoded = self._decode(params, act.latent(params, g, encoded.z), noise)
+        # The networks know upright images, so it is the decoded image that is turned back.
+        figures = self._networks.judge(
+            networks, act.image(inverse, decoded), encoded.target, encoded.seen
+        )
+        again = self._model.encode(params, act.image(g, encoded.x))
+        figures["error"] = equivariance_error(act.latent(params, g, encoded.mean), again)
+        return {"figures": figures, "pictures": _pair(act.image(g, encoded.target), decoded)}
 
     def _scale(self, params: Any, networks: Any, encoded: Encoded, s: float) -> dict[str, Any]:
         def scaled(x: Array) -> Array:
             return groups.scale(x, tuple(round(n * s) for n in x.shape[1:3]), self._resampling)
 
         small = encoded._replace(target=scaled(encoded.target))
-        return self._figures(params, networks, encoded, scaled, scaled, self._noise(small))
-
-    def _figures(
-        self, params: Any, networks: Any, encoded: Encoded, latent: Any, image: Any, noise: Any
-    ) -> dict[str, Any]:
-        """Of decode(t z) against t x, and the equivariance error of the encoder."""
-        decoded, target = self._decode(params, latent(encoded.z), noise), image(encoded.target)
-        figures = self._networks.judge(networks, decoded, target)
-        encoded_last = self._model.encode(params, image(encoded.x))
-        figures["error"] = equivariance_error(latent(encoded.mean), encoded_last)
-        return {
-            "figures": figures,
-            "pictures": (to_uint8_truncated(target), to_uint8_truncated(decoded)),
-        }
+        decoded = self._decode(params, scaled(encoded.z), self._noise(small))
+        seen = self._networks.see(networks, small.target)
+        figures = self._networks.judge(networks, decoded, small.target, seen)
+        if "features" in seen:
+            figures["target"] = seen["features"]
+        again = self._model.encode(params, scaled(encoded.x))
+        figures["error"] = equivariance_error(scaled(encoded.mean), again)
+        return {"figures": figures, "pictures": _pair(small.target, decoded)}
 
     def _decode(self, params: Any, z: Array, noise: Array | None) -> Array:
         return self._model.decode(params, z, noise, **self._options)
@@ -158,3 +163,7 @@ class Programs:
     def _keys(self, index_B: Array, purpose: int) -> Array:
         key = jax.random.fold_in(jax.random.key(self._seed), purpose)
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
+
+
+def _pair(target: Array, decoded: Array) -> tuple[Array, Array]:
+    return to_uint8_truncated(target), to_uint8_truncated(decoded)

@@ -41,7 +41,9 @@ def protocol(
     words |= {
         "equivariance error": "|t E(x) - E(t x)|^2 / |E(t x)|^2 with E the posterior's mean; mean "
         "over images, and over the transformations of a kind",
-        "transformed": "figures of decode(t E(x)) against t x; rotations counter-clockwise; "
+        "transformed": "figures of decode(t E(x)) against t x; rotations, counter-clockwise, and "
+        "flips are undone before they are compared, as LPIPS and the Frechet distance look through "
+        "networks that know upright images (PSNR and SSIM do not change by it); "
         f"scalings resample images and latents, {resampling.replace('_', ', ')}"
         + ("" if "antialiased" in resampling or resampling == "bicubic" else ", not antialiased"),
         "latent space": "of the latents that are decoded, in the model's own units",
@@ -57,11 +59,15 @@ def reconstruction(tally: Tally, reference: SavedStatistics | None) -> dict[str,
     return found | {"frechet": _frechet(tally, PLAIN, reference)}
 
 
-def transformed(tally: Tally, t: Transformation) -> dict[str, Any]:
+def transformed(
+    tally: Tally, t: Transformation, reference: SavedStatistics | None
+) -> dict[str, Any]:
     """A row of the table of transformations."""
     row: dict[str, Any] = {"name": t.name, "kind": t.kind, "label": t.label}
     row |= {name: tally.mean(t.name, name) for name in ("error", *QUALITY)}
-    return row | {"frechet": _frechet(tally, t.name, None)}
+    # Statistics that were saved are those of images as they are, not scaled.
+    against = reference if t.scale is None else None
+    return row | {"frechet": _frechet(tally, t.name, against)}
 
 
 def errors(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -99,7 +105,8 @@ def latent_space(tally: Tally, labelled: bool) -> tuple[dict[str, Any], dict[str
 
 def _frechet(tally: Tally, name: str, reference: SavedStatistics | None) -> float | None:
     decoded, target = (tally.features[name][side] for side in ("decoded", "target"))
-    against = target if reference is None else reference
     if decoded.count < 2:
         return None
-    return frechet_distance(decoded, against)
+    if reference is None:  # what was turned back is compared with the images as they are
+        reference = target if target.count else tally.features[PLAIN]["target"]
+    return frechet_distance(decoded, reference)

@@ -63,9 +63,7 @@ def histograms(record: Record, name: str, model: int = 0) -> Markup | None:
     columns = len(density) if len(density) < 3 else 2 if len(density) == 4 else 4
     rows = -(-len(density) // columns)
     low, high = _range(edges, density)
-    ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-    margin = 0.14 * (high - low)  # labels do not reach the neighbour's
-    ticks = [tick for tick in ticks if low + margin <= tick <= high - margin]
+    ticks = _inner_ticks(low, high)
     with look():
         canvas = Figure(figsize=(WIDTH, rows * (0.92 if columns == 4 else 1.35) + 0.35))
         axes = canvas.subplots(rows, columns, squeeze=False)
@@ -209,6 +207,17 @@ def _range(edges: np.ndarray, density: np.ndarray) -> tuple[float, float]:
     low = edges[max(np.searchsorted(below, _MASS / 2, side="right") - 1, 0)]
     high = edges[min(np.searchsorted(below, 1 - _MASS / 2), len(edges) - 1)]
     return float(low), float(high)
+
+
+def _inner_ticks(low: float, high: float) -> list[float]:
+    """Two round numbers or a few more, so far from the ends that labels miss the neighbour's."""
+    margin = 0.14 * (high - low)
+    for count in range(3, 12):
+        ticks = MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high)
+        inner = [tick for tick in ticks if low + margin <= tick <= high - margin]
+        if len(inner) > 1:
+            break
+    return inner
 
 
 def _channel_ticks(axis: Any, count: int) -> None:

@@ -16,7 +16,12 @@ from efae_jax.report.figures import (
 from efae_jax.report.latents import latent_figures
 from efae_jax.report.records import KINDS, Record, figure, label_of, rows_of
 
-_KINDS = {"kl": "KL autoencoder", "aura": "AuraEquiVAE", "taesd": "TAESD"}
+_KINDS = {
+    "kl": "KL autoencoder",
+    "aura": "Aura's VAE",
+    "taesd": "TAESD",
+    "flow": "flow autoencoder",
+}
 _NAMES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
@@ -186,7 +191,8 @@ def identity_choices(records: Sequence[Record]) -> list[tuple[str, list[Choice]]
         return [_choice(title_of(key), [r[name].get(key) for r in records]) for key in keys]
 
     versions = dict.fromkeys(key for record in records for key in record["versions"])
-    run = [_choice(key, [r.get(key) for r in records]) for key in ("device", "devices", "seed")]
+    run = [_choice("images evaluated", [record.get("images") for record in records])]
+    run += [_choice(key, [r.get(key) for r in records]) for key in ("device", "devices", "seed")]
     run.append(_choice("time", [seconds(figure(r, "seconds")) for r in records]))
     run += [_choice(key, [r["versions"].get(key) for r in records]) for key in versions]
     return [("model", part("model", _MODEL)), ("images", part("data", _DATA)), ("evaluation", run)]

@@ -13,17 +13,19 @@ from efae_jax.report.figures import Column, quality_columns, transformed_columns
 from efae_jax.report.latents import latent_figures
 from efae_jax.report.records import KINDS, Record, label_of, rows_of
 
+ABREAST = 4  # models in a table
+
 
 def report_tables(records: Sequence[Record]) -> list[Table]:
     """What an evaluation found, or several beside one another with the best in bold.
 
     One: a row for the plain reconstruction and each transformation; then the latent's figures.
-    Several: a column each and a row a figure, those of transformations as means over a kind;
-    what the columns' letters stand for is the caption.
+    Several: a column each, as many as fit into 80 characters beside one another, and a row a
+    figure, those of transformations as means over a kind; the caption names the columns.
     """
     if len(records) == 1:
         return [_transformations(records[0]), _latent(records[0])]
-    return [_models(records)]
+    return _models(records)
 
 
 def _transformations(record: Record) -> Table:
@@ -50,7 +52,7 @@ def _latent(record: Record) -> Table:
     return table
 
 
-def _models(records: Sequence[Record]) -> Table:
+def _models(records: Sequence[Record]) -> list[Table]:
     found = differences(records)
     rows: list[list[str]] = []
 
@@ -72,9 +74,18 @@ def _models(records: Sequence[Record]) -> Table:
             add(column, f"{plural}: {column.heading}", values, marked)
     for latent in latent_figures(records):
         rows.append([latent.label, *(latent.text(record) for record in records)])
-    marks = letters(len(records))
     title = f"{len(records)} models; of transformations, means of decode(t E(x)) against t x"
-    table = figures_table(title, ["", *marks], rows)
-    names = (f"{m}  {escape(r['name'])}" for m, r in zip(marks, records, strict=True))
-    table.caption, table.caption_justify = "\n".join(names), "left"
-    return table
+    names = [
+        (mark, escape(record["name"]))
+        for mark, record in zip(letters(len(records)), records, strict=True)
+    ]
+    tables = []
+    for start in range(0, len(records), ABREAST):
+        of = slice(start, start + ABREAST)
+        table = figures_table(
+            title, ["", *(mark for mark, _ in names[of])], [[h, *row[of]] for h, *row in rows]
+        )
+        table.caption = "\n".join(f"{mark}  {name}" for mark, name in names[of])
+        table.caption_justify = "left"
+        tables.append(table)
+    return tables
