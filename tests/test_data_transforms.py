@@ -172,6 +172,33 @@ def test_mixed_crops_take_half_of_the_images_at_their_own_size():
         np.testing.assert_array_equal(rgb(image, small, seed), expected)
 
 
+def test_zoomed_crops_are_half_to_all_of_the_shorter_side_anywhere():
+    # Pixels tell where they come from: red by column, green by row.
+    row, column = np.mgrid[0:80, 0:120]
+    image = np.stack([column * 2, row * 3, np.zeros_like(row)], axis=-1).astype(np.uint8)
+    sides, lefts = [], []
+    for seed in range(200):
+        cut = rgb(image, Transform((8, 8), crop="zoom"), seed).astype(float)
+        assert cut.shape == (8, 8, 3)
+        across, down = cut[0, :, 0] / 2, cut[:, 0, 1] / 3
+        step = (across[-1] - across[0]) / 7
+        assert (down[-1] - down[0]) / 7 == pytest.approx(step, abs=0.2)  # a square
+        sides.append(8 * step)
+        lefts.append(across[0] - step / 2)
+        assert -0.6 <= lefts[-1] <= 120 - sides[-1] + 0.6
+    assert 38 < min(sides) < 44
+    assert 76 < max(sides) < 82
+    assert np.mean(sides) == pytest.approx(60, abs=3)
+    assert min(lefts) < 3
+    assert max(lefts) > 60
+    # By area: the mean of the pixels that a pixel covers, where the side is a multiple.
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = rgb(noise, Transform((1, 1), crop="zoom"), 5).reshape(3).astype(float)
+    assert np.abs(found - 127).max() < 10
+    # An image smaller than the result is enlarged.
+    assert rgb(picture(0), Transform((64, 64), crop="zoom")).shape == (64, 64, 3)
+
+
 def test_an_odd_size_keeps_its_proportions():
     # 100 x 37 to 20 x 20: the shorter side decides, so a disc stays a disc.
     y, x = np.mgrid[0:100, 0:37]
