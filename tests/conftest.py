@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -15,3 +17,29 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture
+def only_one_device(monkeypatch):
+    """`train.train` takes all devices; here it gets the first."""
+    import jax
+
+    from efae_jax import train
+
+    whole = train.make_mesh
+    monkeypatch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """A list of the `Run` of every step that is taken."""
+    from efae_jax import train
+
+    found, original = [], train.Run.step
+
+    def recorded(self, *arguments):
+        found.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(train.Run, "step", recorded)
+    return found

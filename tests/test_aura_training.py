@@ -59,24 +59,7 @@ def test_normalised_gradients_are_those_of_the_global_batch(kind):
         np.testing.assert_allclose(one["autoencoder/loss"], eight["autoencoder/loss"], rtol=1e-4)
 
 
-@pytest.fixture
-def only_one_device(monkeypatch):
-    """`train.train` takes all devices; here it gets the first."""
-    whole = train.make_mesh
-    monkeypatch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
-
-
-def test_each_window_compiles_once_and_a_resumed_run_is_the_same(
-    tmp_path, monkeypatch, only_one_device
-):
-    runs = []
-    original = train.Run.step
-
-    def recorded(self, *arguments):
-        runs.append(self)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(train.Run, "step", recorded)
+def test_each_window_compiles_once_and_a_resumed_run_is_the_same(tmp_path, only_one_device, runs):
     # A schedule that does not know the run's length, so that fewer steps are a run cut off.
     constant = {"optim__schedule": "constant", "optim__warmup": 2}
     config = tiny_aura(**constant)

@@ -11,10 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_aura_training import (
-    only_one_device,  # noqa: F401  (a fixture)
-    steps,
-)
+from test_aura_training import steps
 from test_lpips import needs_weights
 from tiny import tiny_eq
 
@@ -26,19 +23,7 @@ from efae_jax.errors import UserError
 CONSTANT = {"eq__min_scale": 0.5, "eq__scale_buckets": 1, "train__steps": 12}
 
 
-def test_each_shape_compiles_once_and_a_resumed_run_is_the_same(
-    tmp_path,
-    monkeypatch,
-    only_one_device,  # noqa: F811
-):
-    runs = []
-    original = train.Run.step
-
-    def recorded(self, *arguments):
-        runs.append(self)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(train.Run, "step", recorded)
+def test_each_shape_compiles_once_and_a_resumed_run_is_the_same(tmp_path, only_one_device, runs):
     state = jax.device_get(train.train(tiny_eq(**CONSTANT), tmp_path / "whole"))
     run = runs[0]
     plans = [run.method.plan(step) for step in range(12)]
@@ -54,7 +39,7 @@ def test_each_shape_compiles_once_and_a_resumed_run_is_the_same(
     jax.tree.map(np.testing.assert_array_equal, state, resumed)
 
 
-def test_no_step_after_warm_up_compiles(monkeypatch):
+def test_no_step_after_warm_up_compiles():
     run = train.Run(tiny_eq(eq__min_scale=0.5, eq__scale_buckets=1), jax.devices()[:1])
     state, _ = steps(run, 1)
     batch = jax.device_put({"image": np.zeros((8, 8, 8, 3), np.uint8), "label": np.zeros(8, int)})
@@ -94,7 +79,7 @@ def test_all_devices_and_parts_give_the_same_steps():
 
 
 @needs_weights
-def test_every_player_learns(only_one_device):  # noqa: F811
+def test_every_player_learns(only_one_device):
     """With LPIPS, discriminator and logvar: all parameters move, statistics are carried on."""
     config = tiny_eq(
         data__size=(48, 48),
@@ -123,7 +108,7 @@ def test_every_player_learns(only_one_device):  # noqa: F811
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(figures))
 
 
-def test_fine_tuning_from_a_file_of_weights_to_a_folder_of_diffusers(tmp_path, only_one_device):  # noqa: F811
+def test_fine_tuning_from_a_file_of_weights_to_a_folder_of_diffusers(tmp_path, only_one_device):
     """The way of README's two commands, from weights that another program could have written."""
     first = tmp_path / "first"
     train.train(tiny_eq(regulariser="none", train__steps=1), first)
