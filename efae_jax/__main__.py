@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--resampling", default="bilinear", help="of scalings; see config.resampling")
     c.add_argument("--pictures", type=int, default=6, help="images shown")
     c.add_argument("--seed", type=int, default=0, help="of the samples and of the images' order")
-    c.add_argument("--batch-size", type=int, help="16 a device unless given")
+    c.add_argument("--batch-size", type=int, help="16 a device, or fewer of large images")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images")
     c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_evaluate, stopped="the same command goes on (it saves every two minutes)")

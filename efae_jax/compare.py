@@ -38,7 +38,10 @@ def compare(paths: Sequence[Path | str], out: Path | str) -> list[dict[str, Any]
     paths = [Path(path) for path in paths]
     records = report.named_apart([report.read_record(path) for path in paths])
     folders = [path if path.is_dir() else path.parent for path in paths]
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from error
     report.write_csv(records, out / "comparison.csv")
     report.write_page(list(zip(records, folders, strict=True)), out / "index.html")
     for table in report.report_tables(records):

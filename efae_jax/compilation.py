@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def keep_programs(workdir: Path) -> None:
     """
     folder = str(Path(workdir).absolute() / FOLDER)
     chosen = jax.config.jax_compilation_cache_dir
-    if chosen is not None and Path(chosen).name != FOLDER:
+    by_user = "JAX_COMPILATION_CACHE_DIR" in os.environ
+    if by_user or (chosen is not None and Path(chosen).name != FOLDER):
         return
     if chosen not in (None, folder):  # that of a run before this one, in the same process
         compilation_cache.reset_cache()

@@ -25,7 +25,7 @@ from efae_jax.logs import say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.streaming import ChannelStatistics
 from efae_jax.models.build import compute_dtype
-from efae_jax.sharding import batch_sharding, make_mesh, replicated
+from efae_jax.sharding import batch_sharding, fitting_devices, make_mesh, replicated
 
 FRACTIONS = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 SETTINGS = "settings.json"
@@ -86,7 +86,9 @@ class Extractor:
         devices: Any = None,
     ):
         self.model, self.source, self.transform, self.out = model, source, transform, Path(out)
-        self.mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
+        if devices is None:
+            devices = fitting_devices(jax.local_devices(), batch_size)
+        self.mesh = make_mesh(devices=devices)
         self.batch_size = 8 * self.mesh.size if batch_size is None else batch_size
         if self.batch_size < 1 or self.batch_size % self.mesh.size:
             raise UserError(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-Velocity = Callable[[Float[Array, "B ..."], Float[Array, "B"]], Float[Array, "B ..."]]
+Velocity = Callable[[Float[Array, "B ..."], Float[Array, " B"]], Float[Array, "B ..."]]
 
 TIME_DENSITIES = ("uniform", "logit_normal")
 

@@ -47,7 +47,7 @@ SOLVERS = {"euler": euler_step, "midpoint": midpoint_step, "heun": heun_step}
 def integrate(
     f: Derivative,
     y: Any,
-    times: Float[Array, N + 1],
+    times: Float[Array, " N+1"],
     solver: str = "euler",
     trajectory: bool = False,
 ) -> Any:

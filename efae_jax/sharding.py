@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -63,9 +64,22 @@ def whole_batch(mesh: Mesh, share: np.ndarray) -> np.ndarray:
     """The whole batch of which each process has a share, on every process."""
     if jax.process_count() == 1:
         return share
-    whole = put_batch(mesh, {"share": share})["share"]
-    gather = jax.jit(lambda v: v, out_shardings=replicated(mesh))
-    return np.asarray(gather(whole))
+    return np.asarray(_gather(mesh)(put_batch(mesh, {"share": share})["share"]))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Any:
+    return jax.jit(lambda v: v, out_shardings=replicated(mesh))
+
+
+def fitting_devices(devices: Sequence[Any], batch_size: int | None) -> Sequence[Any]:
+    """As many of the devices as divide a batch, where they are cores of a CPU; else all.
+
+    Who asks for a batch of one on a laptop has not asked for a device per core.
+    """
+    if batch_size is None or batch_size < 1 or devices[0].platform != "cpu":
+        return devices
+    return devices[: math.gcd(batch_size, len(devices))]
 
 
 def tree_shardings(tree: Any, rules: Sequence[tuple[str, Any]], mesh: Mesh) -> Any:

@@ -26,7 +26,7 @@ from efae_jax.logs import console, figures_table, say, track
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.images import psnr, ssim
-from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated
+from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 NAMES = ("psnr", "ssim", "equivariance_error")
 

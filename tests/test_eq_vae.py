@@ -192,7 +192,7 @@ def test_latents_and_targets_are_transformed_alike(monkeypatch):
         np.testing.assert_allclose(target, z, atol=1e-5)
         if plan.height == 8:  # every rotation but the identity comes up
             seen = {
-                name: int(np.isclose(groups.act_image(c4, np.full(64, g), x), target)
+                name: int(np.isclose(groups.act_image(c4, np.full(64, g), x), target, atol=1e-5)
                           .all((1, 2, 3)).sum())
                 for g, name in enumerate(c4.elements)
             }  # fmt: skip
@@ -318,6 +318,8 @@ def test_logvar_learns_the_logarithm_of_the_error():
         ({"loss__kl": -1.0}, "config.loss.kl=-1.0 must be at least 0"),
         ({"data__size": (9, 9)}, "multiples of the encoder's factor 2"),
         ({"scale__factors": (3,), "regulariser": "scale"}, "config.scale.factors=(3,)"),
+        ({"scale__factors": (2.5,), "regulariser": "scale"}, "config.scale.factors=(2.5,)"),
+        ({"group__name": "trivial", "eq__min_scale": 1.0}, "transforms nothing"),
         ({"data__size": (2, 2)}, "has no smaller side"),
         ({"model__decoder_widths": (4, 8, 8), "data__size": (16, 16)}, "decoder"),
     ],

@@ -15,11 +15,12 @@ from weights import error_of
 import efae_jax
 from efae_jax import groups
 from efae_jax.__main__ import main
-from efae_jax.convert.feature_statistics import read_statistics
+from efae_jax.convert.feature_statistics import read_statistics, save_statistics
 from efae_jax.data import Transform
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluation import Settings, command, evaluate, networks
 from efae_jax.metrics.equivariance import equivariance_error
+from efae_jax.metrics.frechet import FeatureStatistics
 from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
 
 COUNT = 11
@@ -231,6 +232,30 @@ def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
         with pytest.raises(RunError, match=r"\.png is not finite, computed in float32"):
             run(workdir, tmp_path / "out", images)
 
+    def scaled(x, sides, kind):  # only what is scaled is not finite
+        return x[:, : sides[0], : sides[1]] * np.nan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "scale", scaled)
+        with pytest.raises(RunError, match=r"\.png under scale 0\.25 is not finite"):
+            run(workdir, tmp_path / "out", images)
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+@needs_weights
+def test_a_reference_of_other_images_is_refused_and_nothing_is_lost(kl, images, tmp_path):
+    file = tmp_path / "small.npz"
+    assert "at least 16 pixels" in error_of(
+        evaluate, kl, tmp_path / "out", settings=Settings(save_reference=str(file)),
+        data=str(images), size=8,
+    )  # fmt: skip
+    statistics = FeatureStatistics(512)
+    statistics.add(np.random.default_rng(0).standard_normal((5, 512)))
+    save_statistics(file, statistics, "vgg16", {"size": [64, 64]})
+    message = error_of(run, kl, tmp_path / "out", images, reference=str(file))
+    assert "of images of [64, 64], not [16, 16]" in message
+    assert not (tmp_path / "out").exists()
+
 
 def test_mistakes_are_one_line(kl, images, tmp_path, no_networks):
     def error(images=images, **settings):
@@ -246,7 +271,14 @@ def test_mistakes_are_one_line(kl, images, tmp_path, no_networks):
     assert "--num-images -1 must be at least 0" in error(num_images=-1)
     assert "multiple of the 4 devices" in error(devices=4, batch_size=6)
     assert "no such folder" in error(images=tmp_path / "none")
-    assert "no features are computed" in error(save_reference="x.npz")
+    assert "no features to compare are computed" in error(save_reference="x.npz")
+    assert "1 images are too few" in error(num_images=1)
+    assert "--batch-size 0 must be" in error(batch_size=0)
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in error_of(run, kl, tmp_path / "file" / "sub", images)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "unfinished.npz").write_bytes(b"not an archive")
+    assert "damaged; remove it" in error_of(run, kl, tmp_path / "cut", images)
     assert not (tmp_path / "out").exists()
     size = error_of(evaluate, kl, tmp_path / "out", data=str(images), size=15)
     assert "multiples of 2" in size

@@ -50,6 +50,11 @@ def choose_images(
     """
     config = config.copy_and_resolve_references()
     source, _, path = (data or "").partition(":")
+    if data == "" or (source == "glyphs" and path):
+        raise UserError(
+            f"--data {data!r}: give a folder (./glyphs, should it be called so), SOURCE:PATH, or "
+            "glyphs, which has no path"
+        )
     whole = data is not None and (source not in SOURCES or not (path or source == "glyphs"))
     if whole and (split is not None or data_dir is not None):
         raise UserError(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,11 @@ from efae_jax.models.build import compute_dtype
 from efae_jax.panels import picture
 from efae_jax.pictures import to_pixels
 from efae_jax.report.gallery import FOLDER as PICTURES
-from efae_jax.sharding import make_mesh, put_batch, replicated, whole_batch
+from efae_jax.sharding import fitting_devices, make_mesh, put_batch, replicated, whole_batch
 
 UNFINISHED = "unfinished.npz"
 SAVE_EVERY = 120.0  # seconds
+FEW_PIXELS = 128 * 128  # of an image; of larger ones a batch has fewer
 
 
 class Settings(NamedTuple):
@@ -49,7 +51,7 @@ class Settings(NamedTuple):
       latent: "sample", of the posterior, or "mean".
       resampling: of scalings, one of `groups.RESAMPLINGS`.
       num_images: of all images, a random choice by the seed; 0: all.
-      batch_size: 16 a device unless given.
+      batch_size: up to 16 a device, fewer of large images, unless given.
       pictures: images that are shown.
       max_bad: unreadable images that do not end the run.
       seed: of the order of the images, samples, and a flow's noise.
@@ -91,14 +93,14 @@ def evaluate(
 
     Args:
       source, step, dtype: for `efae_jax.load`.
-      out: a folder that holds no finished evaluation.
+      out: a folder that holds no finished evaluation, the same for all processes.
       settings: how; as their defaults say unless given.
       name: of the model in tables; `source` unless given.
       devices: all of them unless told otherwise.
       where: as for `data.chosen.choose_images`; the model's held-out images unless given.
 
     Returns:
-      what `evaluation.json` holds.
+      what `evaluation.json` holds; on processes other than the first, which writes, nothing.
 
     Raises:
       UserError: for what is not there or does not fit.
@@ -111,10 +113,16 @@ def evaluate(
     model = load(source, step, dtype)
     chosen = choose_images(model.config.data, default_split="test", **where)
     run = _Run(model, networks, chosen, settings, out, devices)
-    run.go()
+    if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):
+        raise UserError(
+            f"--reference {settings.reference}: of images of {reference.about['size']}, not "
+            f"{list(run.size)}"
+        )
+    run.go(start)
     if jax.process_index() != 0:
         return {}
-    found = run.record(name or str(source), reference, time.monotonic() - start)
+    found = run.record(name or str(source), reference)
+    _write(out, found, run)
     if settings.save_reference:
         feature_statistics.save_statistics(
             settings.save_reference,
@@ -122,7 +130,6 @@ def evaluate(
             networks.frechet,
             found["data"],
         )
-    _write(out, found, run)
     for table in report.report_tables([found]):
         console.print(table)
     say(f"page, figures and pictures: {out}/index.html, {report.FILE}, evaluation.csv, pictures/")
@@ -142,19 +149,24 @@ class _Run:
         devices: Any,
     ):
         self.model, self.networks, self.settings, self.out = model, networks, settings, out
-        self.mesh = make_mesh(devices=jax.devices() if devices is None else devices)
-        self.batch_size = settings.batch_size or 16 * self.mesh.size
+        if devices is None:
+            devices = fitting_devices(jax.devices(), settings.batch_size)
+        self.mesh = make_mesh(devices=devices)
+        self.chosen, self.size = chosen, tuple(chosen.config.size)
+        self.batch_size = settings.batch_size
+        if self.batch_size is None:
+            pixels = self.size[0] * self.size[1]
+            self.batch_size = self.mesh.size * max(1, min(16, 16 * FEW_PIXELS // pixels))
         if self.batch_size < 1 or self.batch_size % self.mesh.size:
             raise UserError(
                 f"--batch-size {self.batch_size} must be a positive multiple of the "
                 f"{self.mesh.size} devices"
             )
-        if len(chosen.source) < 2:
-            raise UserError(f"{len(chosen.source)} images are too few to evaluate on; at least 2")
-        self.chosen, self.size = chosen, tuple(chosen.config.size)
         # In random order, so that what only looks at the first images sees all kinds of them.
         order = np.random.default_rng(settings.seed).permutation(len(chosen.source))
         self.order = order[: settings.num_images or None]
+        if len(self.order) < 2:
+            raise UserError(f"{len(self.order)} images are too few to evaluate on; at least 2")
         try:
             self.programs = Programs(
                 model.autoencoder,
@@ -168,11 +180,17 @@ class _Run:
                 channels=chosen.config.channels,
             )
         except ValueError as error:  # the models know no UserError
-            raise UserError(f"{error}; see --size") from error
+            raise UserError(str(error)) from error
         shape, sides = self.programs.latent_shape, self.programs.decoded_sides
         self.transformations, self.impossible = possible(model.autoencoder, sides, shape)
-        names = [t.name for t in self.transformations]
-        self.tally = Tally(names, shape, sides, networks.size)
+        vgg = settings.reference or settings.save_reference
+        if vgg and networks.frechet == "vgg16" and min(sides) < networks.smallest_side:
+            raise UserError(
+                f"images of {sides[0]}x{sides[1]} have no statistics of VGG16's features; at least "
+                f"{networks.smallest_side} pixels a side"
+            )
+        self.labelled = chosen.source.num_classes > 1
+        self.seconds = 0.0  # of starts before this one
         self.params = jax.device_put(jax.device_get(model.params), replicated(self.mesh))
         self.networks_params = jax.device_put(networks.params, replicated(self.mesh))
         self.about = {
@@ -182,15 +200,20 @@ class _Run:
             "settings": {k: v for k, v in settings._asdict().items() if k not in _IMMATERIAL},
         }
         self._trace()
+        self.tally = Tally(
+            self.transformations, shape, sides, features=networks.size, labelled=self.labelled
+        )
 
-    def go(self) -> None:
-        """All images that were not seen before."""
-        self.out.mkdir(parents=True, exist_ok=True)
+    def go(self, start: float) -> None:
+        """All images that were not seen before; `start` of the clock, for the record."""
+        self.start = start
+        _make_folder(self.out)
         done, total = self._resume(), len(self.order)
         say(
             f"evaluating {total:,} images of {self.size[0]}x{self.size[1]}"
             + (f", {done:,} of them done before" if done else "")
-            + f"; {len(self.transformations)} transformations, {self.mesh.size} device(s)"
+            + f"; {len(self.transformations)} transformations, {self.mesh.size} device(s); "
+            "the first batch waits for the programs to be compiled"
         )
         steps = math.ceil((total - done) / self.batch_size)
         saved, ahead = time.monotonic(), []
@@ -204,6 +227,7 @@ class _Run:
                 saved = time.monotonic()
         for found in ahead:
             done += self._add(*found)
+        self._save(done)
         if self.tally.count < 2:
             raise RunError(f"only {self.tally.count} of the {total} images could be read")
 
@@ -224,7 +248,9 @@ class _Run:
         pictures = [f.pop("pictures") for f in (plain, *each)]
         plain, each = jax.device_get((plain, each))
         mask = plain["mask"]
-        self._check_finite(plain, mask)
+        self._check_finite(plain, plain["figures"] | {"latent": plain["latent"]}, "")
+        for t, one in zip(self.transformations, each, strict=True):
+            self._check_finite(plain, one["figures"], f" under {t.label}")
         if mask.any():
             self.tally.add_images(plain, mask, self.settings.pictures)
             self.tally.add_figures(PLAIN, plain["figures"], mask)
@@ -235,14 +261,14 @@ class _Run:
         self.tally.unreadable += int(bad.sum())
         return int(mask.sum() + bad.sum())
 
-    def _check_finite(self, plain: dict[str, Any], mask: np.ndarray) -> None:
-        fine = np.isfinite(plain["figures"]["ssim"]) & np.isfinite(plain["latent"]).all(
-            axis=tuple(range(1, plain["latent"].ndim))
-        )
-        for row in np.flatnonzero(mask & ~fine):
+    def _check_finite(self, plain: dict[str, Any], values: dict[str, Any], where: str) -> None:
+        fine = plain["mask"].copy()
+        for value in values.values():
+            fine &= np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+        for row in np.flatnonzero(plain["mask"] & ~fine):
             name = self.chosen.source.name(int(plain["index"][row]))
             raise RunError(
-                f"latent or decoded image of {name} is not finite, computed in "
+                f"latent or decoded image of {name}{where} is not finite, computed in "
                 f"{self.about['dtype']}; --dtype float32 has the larger range"
             )
 
@@ -306,16 +332,20 @@ class _Run:
             return
         temporary = self.out / f".{UNFINISHED}.partial"
         with temporary.open("wb") as file:
-            np.savez(file, done=done, about=json.dumps(self.about), **self.tally.arrays())
+            about, seconds = json.dumps(self.about), self._elapsed()
+            np.savez(file, done=done, about=about, seconds=seconds, **self.tally.arrays())
         temporary.replace(self.out / UNFINISHED)
 
     def _resume(self) -> int:
         path = self.out / UNFINISHED
         if not path.exists():
             return 0
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        there = json.loads(str(arrays["about"]))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            there = json.loads(str(arrays["about"]))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{path} is damaged; remove it to start anew") from error
         changed = differences(there, json.loads(json.dumps(self.about)))
         if changed:
             raise UserError(
@@ -324,16 +354,23 @@ class _Run:
                 + "); give the same model, data and options, or another --out"
             )
         self.tally.load(arrays)
+        self.seconds = float(arrays["seconds"])
         return int(arrays["done"])
 
-    def record(self, name: str, reference: Any, seconds: float) -> dict[str, Any]:
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.start
+
+    def record(self, name: str, reference: Any) -> dict[str, Any]:
         """What `evaluation.json` holds."""
         model, tally, settings = self.model, self.tally, self.settings
         rows = [record.transformed(tally, t, reference) for t in self.transformations]
-        latent, missing = record.latent_space(tally, self.chosen.source.num_classes > 0)
+        latent, missing = record.latent_space(tally, self.labelled)
         missing = self.networks.missing | self.impossible | missing
+        plain = record.reconstruction(tally, reference)
         for figure in ("lpips", "frechet"):
-            small = [row["name"] for row in rows if row[figure] is None]
+            small = [
+                row["name"] for row in [{"name": PLAIN, **plain}, *rows] if row[figure] is None
+            ]
             if small and figure not in missing:
                 missing[f"{figure} of {', '.join(small)}"] = "images too small for VGG16"
         identity = {k: v for k, v in model.identity.items() if k != "kind"}
@@ -363,14 +400,15 @@ class _Run:
                 is_flow=model.is_flow,
             ),
             "frechet": self.networks.frechet,
-            "reconstruction": record.reconstruction(tally, reference),
+            "reference": reference and {"count": reference.count, "about": reference.about},
+            "reconstruction": plain,
             "transformations": rows,
             "errors": record.errors(rows),
             "latent": latent,
             "missing": missing,
             "images": tally.count,
             "seed": settings.seed,
-            "seconds": round(seconds, 1),
+            "seconds": round(self._elapsed(), 1),
             "device": jax.devices()[0].device_kind,
             "devices": self.mesh.size,
             "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
@@ -386,9 +424,16 @@ def _write(out: Path, found: dict[str, Any], run: _Run) -> None:
     report.write_csv([found], out / "evaluation.csv")
     report.write_page([(found, out)], out / "index.html")
     temporary = out / f".{report.FILE}.partial"
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     temporary.replace(out / report.FILE)
     (out / UNFINISHED).unlink(missing_ok=True)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from error
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
@@ -397,7 +442,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 def _reference(settings: Settings, networks: Networks) -> Any:
     if (settings.reference or settings.save_reference) and networks.frechet is None:
-        raise UserError(f"--reference: no features are computed: {networks.missing['frechet']}")
+        raise UserError(f"no features to compare are computed: {networks.missing['frechet']}")
     if settings.save_reference and Path(settings.save_reference).exists():
         raise UserError(f"--save-reference {settings.save_reference}: is there already")
     if not settings.reference:

@@ -15,8 +15,6 @@ from efae_jax.models.frechet_features import PROTOCOLS, FrechetFeatures
 from efae_jax.models.functional import Net
 from efae_jax.models.lpips import LPIPS
 
-SMALLEST_SIDE = 16  # of an image that VGG16 takes
-
 
 class Networks:
     """LPIPS, and the features of a Frechet distance; in float32 whatever the model's dtype.
@@ -31,6 +29,7 @@ class Networks:
     Attributes:
       frechet: which features; None where there are none.
       size: how many of them.
+      smallest_side: of images that VGG16 takes.
       params: of the networks.
       missing: what could not be had, and why.
 
@@ -58,6 +57,7 @@ class Networks:
         self.params: dict[str, Any] = {}
         self.missing: dict[str, str] = {}
         self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs))
+        self.smallest_side = FrechetFeatures("vgg16").smallest_side
         try:
             self.params["lpips"] = read_lpips("vgg", perceptual)
         except UserError as error:
@@ -85,7 +85,7 @@ class Networks:
         found: dict[str, Any] = {}
         # Accelerators would multiply with few digits, which figures to compare cannot afford.
         with jax.default_matmul_precision("highest"):
-            if "lpips" in params and min(image.shape[1:3]) >= SMALLEST_SIDE:
+            if "lpips" in params and min(image.shape[1:3]) >= self.smallest_side:
                 # One pass through VGG16 serves both distances.
                 taps, pooled = self.lpips(params["lpips"], image, method="features_and_pooled")
                 found["taps"] = taps

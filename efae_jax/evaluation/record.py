@@ -104,9 +104,9 @@ def latent_space(tally: Tally, labelled: bool) -> tuple[dict[str, Any], dict[str
 
 
 def _frechet(tally: Tally, name: str, reference: SavedStatistics | None) -> float | None:
-    decoded, target = (tally.features[name][side] for side in ("decoded", "target"))
+    decoded = tally.features[name]["decoded"]
     if decoded.count < 2:
         return None
     if reference is None:  # what was turned back is compared with the images as they are
-        reference = target if target.count else tally.features[PLAIN]["target"]
+        reference = tally.features[name].get("target", tally.features[PLAIN]["target"])
     return frechet_distance(decoded, reference)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from efae_jax.evaluation.transformations import Transformation
 from efae_jax.metrics.frechet import FeatureStatistics
 from efae_jax.metrics.intrinsic_dimension import FirstPoints
 from efae_jax.metrics.latent_moments import LatentMoments
@@ -30,20 +31,32 @@ class Tally:
       shown: the latents of the images that are shown.
 
     Args:
-      names: of the transformations.
+      transformations: that are looked at.
       latent: shape of a latent.
       image: (height, width) of the decoded images.
       features: how many an image has.
+      labelled: whether the images have classes.
     """
 
     def __init__(
-        self, names: Sequence[str], latent: Sequence[int], image: Sequence[int], features: int
+        self,
+        transformations: Sequence[Transformation],
+        latent: Sequence[int],
+        image: Sequence[int],
+        *,
+        features: int,
+        labelled: bool,
     ):
         self.count = self.unreadable = 0
-        names = (PLAIN, *names)
-        self.sums: dict[str, dict[str, float]] = {name: {} for name in names}
+        self._labelled = labelled
+        self.sums: dict[str, dict[str, float]] = {PLAIN: {}} | {t.name: {} for t in transformations}
+        # What was turned back is compared with the images as they are.
+        sides = {PLAIN: FEATURES} | {
+            t.name: FEATURES if t.scale is not None else ("decoded",) for t in transformations
+        }
         self.features = {
-            name: {side: FeatureStatistics(features) for side in FEATURES} for name in names
+            name: {side: FeatureStatistics(features) for side in there}
+            for name, there in sides.items()
         }
         self.moments, self.channels = LatentMoments(latent[-1]), ChannelStatistics(latent[-1])
         self.points, self.classes = FirstPoints(), ClassLatents()
@@ -64,7 +77,8 @@ class Tally:
         self.count += len(z)
         for statistics in (self.moments, self.channels, self.points):
             statistics.add(z)
-        self.classes.add(z, found["label"][mask])
+        if self._labelled:
+            self.classes.add(z, found["label"][mask])
         for name, energies in found["energy"].items():
             self.spectra[name].add(energies[mask])
         self.shown += list(z[: show - len(self.shown)])

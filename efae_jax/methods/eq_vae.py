@@ -336,17 +336,23 @@ def _scales(config: Any, whole: tuple[int, int]) -> list[tuple[int, int]]:
         return [whole]
     if config.regulariser == "scale":
         factors = tuple(config.scale.factors)
-        if not factors or any(f < 2 or cell % f for f in factors):
+        if not factors or any(f < 2 or f != int(f) or cell % f for f in factors):
             raise UserError(
                 f"config.scale.factors={factors}: each must be at least 2 and divide a latent of "
                 f"{whole[0]}x{whole[1]}"
             )
-        return [sides(cell // f) for f in sorted(factors, reverse=True)]
+        return [sides(cell // int(f)) for f in sorted(factors, reverse=True)]
     eq = config.eq
     if eq.min_scale == 1:
+        if config.group.name == "trivial":
+            raise UserError(
+                "config.group.name='trivial' with config.eq.min_scale=1 transforms nothing; "
+                "config.regulariser='none' is the plain autoencoder"
+            )
         return [whole]
     if eq.uniform_sample_scale:
-        chosen = list(range(max(1, math.ceil(eq.min_scale * cell)), cell))
+        # A scale that gives a whole side may miss it by rounding.
+        chosen = list(range(max(1, math.ceil(eq.min_scale * cell - 1e-9)), cell))
     else:
         chosen = [round(s * cell) for s in THREE_SCALES if s >= eq.min_scale and s * cell % 1 == 0]
     if not chosen:
