@@ -8,6 +8,7 @@ from random import Random
 import jax
 import numpy as np
 import pytest
+from einops import rearrange
 from saved_models import conv_config, flow_config, folder_of_images, save
 from test_lpips import needs_weights
 from weights import error_of
@@ -20,7 +21,7 @@ from efae_jax.data import Transform
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluation import Settings, command, evaluate, networks
 from efae_jax.metrics.equivariance import equivariance_error
-from efae_jax.metrics.frechet import FeatureStatistics
+from efae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
 
 COUNT = 11
@@ -240,6 +241,47 @@ def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
         with pytest.raises(RunError, match=r"\.png under scale 0\.25 is not finite"):
             run(workdir, tmp_path / "out", images)
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+class CornerMeans:
+    """Stands for InceptionV3, which takes a minute to compile: means of an image's quarters."""
+
+    size, smallest_side = 12, 1
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, params, pixels_BHWC):
+        assert pixels_BHWC.dtype == np.uint8
+        quarters = rearrange(pixels_BHWC, "b (p h) (q w) c -> b (p q c) (h w)", p=2, q=2)
+        return quarters.astype(np.float32).mean(axis=-1) * params["weight"]
+
+
+def test_an_fid_is_of_eight_bit_pixels_by_its_own_name(kl, images, tmp_path, no_networks):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "FrechetFeatures", CornerMeans)
+        patch.setattr(networks, "read_inception", lambda source: {"weight": np.float32(0.1)})
+        found = run(kl, tmp_path / "out", images, latent="mean", inception="weights.pth")
+    assert found["frechet"] == "pytorch-fid"
+    assert "rFID (pytorch-fid)" in (tmp_path / "out" / "index.html").read_text()
+    model, x = efae_jax.load(kl), pixels(images)
+    z = np.asarray(model.encode(x))
+    rows = {row["name"]: row for row in found["transformations"]} | {"e": found["reconstruction"]}
+
+    def distance(z, target, undo=lambda image: image):
+        both = []
+        for image in (undo(model.decode(z, clip=False)), target):
+            statistics = FeatureStatistics(12)
+            eight = np.asarray(to_uint8_truncated(image))
+            statistics.add(np.asarray(CornerMeans("")({"weight": 0.1}, eight)))
+            both.append(statistics)
+        return frechet_distance(*both)
+
+    back = lambda image: turned(np.asarray(image), "r270")  # noqa: E731
+    assert rows["e"]["frechet"] == pytest.approx(distance(z, x), rel=1e-3)
+    assert rows["r90"]["frechet"] == pytest.approx(distance(turned(z, "r90"), x, back), rel=1e-3)
+    small = groups.scale(z, (6, 6)), groups.scale(x, (12, 12))
+    assert rows["s0.75"]["frechet"] == pytest.approx(distance(*small), rel=1e-2)
 
 
 @needs_weights
