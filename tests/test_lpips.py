@@ -13,6 +13,7 @@ from perceptual_weights import ALEX_FEATURES, alex_lpips
 from tiny_nets import operations
 
 from efae_jax.convert import perceptual
+from efae_jax.models import vgg
 from efae_jax.models.functional import Net
 from efae_jax.models.lpips import LPIPS, _unit
 from efae_jax.models.vgg import VGG16, AlexNet, scale_input
@@ -137,9 +138,23 @@ def test_vgg_equals_pytorch_operations_and_pools_between_stages():
 @pytest.mark.parametrize("stages", [1, 3, 5])
 def test_later_stages_are_neither_stored_nor_computed(stages):
     net = Net(lambda rngs: VGG16(stages, rngs=rngs))
-    program = jax.make_jaxpr(net.__call__)(net.abstract, jnp.zeros((1, 16, 16, 3))).jaxpr
+    program = jax.make_jaxpr(net.__call__)(net.abstract, jnp.zeros((1, 96, 96, 3))).jaxpr
     convs = [e for e in operations(program) if e.primitive.name == "conv_general_dilated"]
     assert len(convs) == len(net.abstract["convs"]) == sum((2, 2, 3, 3, 3)[:stages])
+
+
+def test_few_positions_as_a_product_of_matrices_are_the_same_convolution(monkeypatch):
+    net = Net(lambda rngs: VGG16(rngs=rngs))
+    params = jax.jit(net.init)(jax.random.key(0))
+    params = jax.tree.map(lambda a: a + 0.01, params)  # biases, too
+    x = np.random.default_rng(0).standard_normal((2, 32, 48, 3)).astype(np.float32)
+    product = jax.jit(net.__call__)(params, x)
+    monkeypatch.setattr(vgg, "FEW", 0)
+    other = Net(lambda rngs: VGG16(rngs=rngs))
+    convolution = jax.jit(other.__call__)(params, x)
+    assert product[-1].shape == (2, 2, 3, 512)
+    for a, b in zip(product, convolution, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
 def test_distance_of_an_image_to_itself_is_zero_and_is_symmetric_per_pair(alex):
