@@ -70,6 +70,10 @@ def turned(x, g):
 
 def assert_alike(a, b, rtol=1e-4):
     """All figures of two records, wherever they are."""
+    # The last bit of a number at the edge of a bin decides which one it is counted in.
+    one, two = (np.array(record["latent"]["histogram"]["density"]) for record in (a, b))
+    assert np.abs(one - two).mean() < 0.02 * one.mean()
+    a, b = ({**r, "latent": {**r["latent"], "histogram": None}} for r in (a, b))
     for part in ("reconstruction", "transformations", "errors", "latent", "images"):
         ours, theirs = jax.tree.leaves(a[part]), jax.tree.leaves(b[part])
         assert len(ours) == len(theirs)
