@@ -20,6 +20,7 @@ from efae_jax.convert.feature_statistics import read_statistics, save_statistics
 from efae_jax.data import Transform
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluation import Settings, command, evaluate, networks
+from efae_jax.evaluation import run as run_module
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
@@ -142,8 +143,8 @@ def test_neither_batches_nor_devices_matter(kl, images, tmp_path, no_networks):
 
 def test_a_stopped_evaluation_goes_on(kl, images, tmp_path, no_networks, monkeypatch):
     whole = run(kl, tmp_path / "whole", images)
-    monkeypatch.setattr(command, "SAVE_EVERY", 0.0)
-    original, calls = command._Run._add, []
+    monkeypatch.setattr(run_module, "SAVE_EVERY", 0.0)
+    original, calls = run_module.Run._add, []
 
     def stopped(self, *arguments):
         if len(calls) == 1:
@@ -151,19 +152,21 @@ def test_a_stopped_evaluation_goes_on(kl, images, tmp_path, no_networks, monkeyp
         calls.append(original(self, *arguments))
         return calls[-1]
 
-    monkeypatch.setattr(command._Run, "_add", stopped)
+    monkeypatch.setattr(run_module.Run, "_add", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(kl, tmp_path / "cut", images)
     assert (tmp_path / "cut" / "unfinished.npz").exists()
-    monkeypatch.setattr(command._Run, "_add", original)
+    monkeypatch.setattr(run_module.Run, "_add", original)
     other = error_of(run, kl, tmp_path / "cut", images, latent="mean")
     assert "unfinished evaluation made otherwise" in other
     assert "settings.latent: 'sample' there, 'mean' given" in other
-    seen = []
-    monkeypatch.setattr(
-        command._Run, "_batches", lambda self, done, f=command._Run._batches: seen.append(done) or
-        f(self, done)
-    )  # fmt: skip
+    seen, batches = [], run_module.Run._batches
+
+    def noted(self, done):
+        seen.append(done)
+        return batches(self, done)
+
+    monkeypatch.setattr(run_module.Run, "_batches", noted)
     resumed = run(kl, tmp_path / "cut", images, batch_size=2)
     assert seen == [4]
     assert_alike(whole, resumed)

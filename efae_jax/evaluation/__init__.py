@@ -3,6 +3,7 @@
 `evaluate` is the command; `validation` is what a training run shows of itself meanwhile.
 """
 
-from efae_jax.evaluation.command import Settings, evaluate
+from efae_jax.evaluation.command import evaluate
+from efae_jax.evaluation.run import Settings
 
 __all__ = ["Settings", "evaluate"]

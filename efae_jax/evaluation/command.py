@@ -3,76 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-import efae_jax
-from efae_jax import data, groups, report
-from efae_jax.api import Model, load
-from efae_jax.checkpoint import differences
+from efae_jax import groups, report
+from efae_jax.api import load
 from efae_jax.convert import feature_statistics
-from efae_jax.data.chosen import Chosen, choose_images
-from efae_jax.data.splits import Subset
-from efae_jax.errors import RunError, UserError
-from efae_jax.evaluation import record
+from efae_jax.data.chosen import choose_images
+from efae_jax.errors import UserError
 from efae_jax.evaluation.networks import Networks
-from efae_jax.evaluation.programs import Programs
-from efae_jax.evaluation.tally import PLAIN, Tally
-from efae_jax.evaluation.transformations import possible
-from efae_jax.logs import console, say, track
+from efae_jax.evaluation.run import UNFINISHED, Run, Settings
+from efae_jax.evaluation.tally import PLAIN
+from efae_jax.logs import console, say
 from efae_jax.metrics.principal import to_rgb
-from efae_jax.models.build import compute_dtype
 from efae_jax.panels import picture
 from efae_jax.pictures import to_pixels
 from efae_jax.report.gallery import FOLDER as PICTURES
-from efae_jax.sharding import fitting_devices, make_mesh, put_batch, replicated, whole_batch
-
-UNFINISHED = "unfinished.npz"
-SAVE_EVERY = 120.0  # seconds
-FEW_PIXELS = 128 * 128  # of an image; of larger ones a batch has fewer
-
-
-class Settings(NamedTuple):
-    """How a model is evaluated.
-
-    Attributes:
-      frechet, inception, perceptual_weights: for `Networks`.
-      reference: file of statistics that the reconstructions' features are compared with, instead
-        of those of the images themselves.
-      save_reference: file to write the images' own statistics into.
-      latent: "sample", of the posterior, or "mean".
-      resampling: of scalings, one of `groups.RESAMPLINGS`.
-      num_images: of all images, a random choice by the seed; 0: all.
-      batch_size: up to 16 a device, fewer of large images, unless given.
-      pictures: images that are shown.
-      max_bad: unreadable images that do not end the run.
-      seed: of the order of the images, samples, and a flow's noise.
-    """
-
-    frechet: str | None = None
-    inception: str | None = None
-    perceptual_weights: str | None = None
-    reference: str | None = None
-    save_reference: str | None = None
-    latent: str = "sample"
-    resampling: str = "bilinear"
-    num_images: int = 0
-    batch_size: int | None = None
-    pictures: int = 6
-    max_bad: int = 100
-    seed: int = 0
-
-
-# What of the settings changes no figure.
-_IMMATERIAL = ("batch_size", "max_bad", "save_reference")
 
 
 def evaluate(
@@ -112,7 +61,7 @@ def evaluate(
     reference = _reference(settings, networks)
     model = load(source, step, dtype)
     chosen = choose_images(model.config.data, default_split="test", **where)
-    run = _Run(model, networks, chosen, settings, out, devices)
+    run = Run(model, networks, chosen, settings, out, devices)
     if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):
         raise UserError(
             f"--reference {settings.reference}: of images of {reference.about['size']}, not "
@@ -136,286 +85,7 @@ def evaluate(
     return found
 
 
-class _Run:
-    """One pass over the images; what it has seen is saved every two minutes."""
-
-    def __init__(
-        self,
-        model: Model,
-        networks: Networks,
-        chosen: Chosen,
-        settings: Settings,
-        out: Path,
-        devices: Any,
-    ):
-        self.model, self.networks, self.settings, self.out = model, networks, settings, out
-        if devices is None:
-            devices = fitting_devices(jax.devices(), settings.batch_size)
-        self.mesh = make_mesh(devices=devices)
-        self.chosen, self.size = chosen, tuple(chosen.config.size)
-        self.batch_size = settings.batch_size
-        if self.batch_size is None:
-            pixels = self.size[0] * self.size[1]
-            self.batch_size = self.mesh.size * max(1, min(16, 16 * FEW_PIXELS // pixels))
-        if self.batch_size < 1 or self.batch_size % self.mesh.size:
-            raise UserError(
-                f"--batch-size {self.batch_size} must be a positive multiple of the "
-                f"{self.mesh.size} devices"
-            )
-        # In random order, so that what only looks at the first images sees all kinds of them.
-        order = np.random.default_rng(settings.seed).permutation(len(chosen.source))
-        self.order = order[: settings.num_images or None]
-        if len(self.order) < 2:
-            raise UserError(f"{len(self.order)} images are too few to evaluate on; at least 2")
-        try:
-            self.programs = Programs(
-                model.autoencoder,
-                networks,
-                model.config,
-                self.mesh,
-                sample=settings.latent == "sample",
-                resampling=settings.resampling,
-                seed=settings.seed,
-                size=self.size,
-                channels=chosen.config.channels,
-            )
-        except ValueError as error:  # the models know no UserError
-            raise UserError(str(error)) from error
-        shape, sides = self.programs.latent_shape, self.programs.decoded_sides
-        self.transformations, self.impossible = possible(model.autoencoder, sides, shape)
-        vgg = settings.reference or settings.save_reference
-        if vgg and networks.frechet == "vgg16" and min(sides) < networks.smallest_side:
-            raise UserError(
-                f"images of {sides[0]}x{sides[1]} have no statistics of VGG16's features; at least "
-                f"{networks.smallest_side} pixels a side"
-            )
-        self.labelled = chosen.source.num_classes > 1
-        self.seconds = 0.0  # of starts before this one
-        self.params = jax.device_put(jax.device_get(model.params), replicated(self.mesh))
-        self.networks_params = jax.device_put(networks.params, replicated(self.mesh))
-        self.about = {
-            "model": model.identity,
-            "dtype": jnp.dtype(compute_dtype(model.config.dtype)).name,
-            "data": {**chosen.described, "size": list(self.size)},
-            "settings": {k: v for k, v in settings._asdict().items() if k not in _IMMATERIAL},
-        }
-        self._trace()
-        self.tally = Tally(
-            self.transformations, shape, sides, features=networks.size, labelled=self.labelled
-        )
-
-    def go(self, start: float) -> None:
-        """All images that were not seen before; `start` of the clock, for the record."""
-        self.start = start
-        _make_folder(self.out)
-        done, total = self._resume(), len(self.order)
-        say(
-            f"evaluating {total:,} images of {self.size[0]}x{self.size[1]}"
-            + (f", {done:,} of them done before" if done else "")
-            + f"; {len(self.transformations)} transformations, {self.mesh.size} device(s); "
-            "the first batch waits for the programs to be compiled"
-        )
-        steps = math.ceil((total - done) / self.batch_size)
-        saved, ahead = time.monotonic(), []
-        for batch in track(self._batches(done), steps, "evaluating"):
-            ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
-            if len(ahead) < 2:  # the devices compute a batch while the host adds up another
-                continue
-            done += self._add(*ahead.pop(0))
-            if time.monotonic() - saved > SAVE_EVERY:
-                self._save(done)
-                saved = time.monotonic()
-        for found in ahead:
-            done += self._add(*found)
-        self._save(done)
-        if self.tally.count < 2:
-            raise RunError(f"only {self.tally.count} of the {total} images could be read")
-
-    def _dispatch(self, batch: dict[str, np.ndarray]) -> tuple[Any, list[Any]]:
-        names = ("image", "index", "label", "mask")
-        device = put_batch(self.mesh, {n: _narrow(batch[n]) for n in names})
-        encoded, plain = self.programs.plain(self.params, self.networks_params, device)
-        each = [
-            self.programs.transformed(t, self.params, self.networks_params, encoded)
-            for t in self.transformations
-        ]
-        return plain, each
-
-    def _add(self, bad: np.ndarray, found: tuple[Any, list[Any]]) -> int:
-        """Adds a batch up; returns how many images it had."""
-        plain, each = found
-        shown = len(self.tally.shown)
-        pictures = [f.pop("pictures") for f in (plain, *each)]
-        plain, each = jax.device_get((plain, each))
-        mask = plain["mask"]
-        self._check_finite(plain, plain["figures"] | {"latent": plain["latent"]}, "")
-        for t, one in zip(self.transformations, each, strict=True):
-            self._check_finite(plain, one["figures"], f" under {t.label}")
-        if mask.any():
-            self.tally.add_images(plain, mask, self.settings.pictures)
-            self.tally.add_figures(PLAIN, plain["figures"], mask)
-            for t, one in zip(self.transformations, each, strict=True):
-                self.tally.add_figures(t.name, one["figures"], mask)
-            if len(self.tally.shown) > shown and jax.process_index() == 0:
-                self._write_pictures(jax.device_get(pictures), mask, shown)
-        self.tally.unreadable += int(bad.sum())
-        return int(mask.sum() + bad.sum())
-
-    def _check_finite(self, plain: dict[str, Any], values: dict[str, Any], where: str) -> None:
-        fine = plain["mask"].copy()
-        for value in values.values():
-            fine &= np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
-        for row in np.flatnonzero(plain["mask"] & ~fine):
-            name = self.chosen.source.name(int(plain["index"][row]))
-            raise RunError(
-                f"latent or decoded image of {name}{where} is not finite, computed in "
-                f"{self.about['dtype']}; --dtype float32 has the larger range"
-            )
-
-    def _write_pictures(self, pictures: list[Any], mask: np.ndarray, first: int) -> None:
-        folder = self.out / PICTURES
-        folder.mkdir(exist_ok=True)
-        names = (
-            ("input", "reconstruction"),
-            *((f"{t.name}-target", f"{t.name}-decoded") for t in self.transformations),
-        )
-        for pair, both in zip(names, pictures, strict=True):
-            for name, images in zip(pair, both, strict=True):
-                shown = images[mask][: len(self.tally.shown) - first]
-                for n, image in enumerate(shown, first):
-                    picture(image).convert("RGB").save(folder / f"{name}-{n}.png")
-
-    def _batches(self, done: int) -> Iterator[dict[str, np.ndarray]]:
-        rest = self.order[done:]
-        batches = data.eval_batches(
-            Subset(self.chosen.source, rest.tolist()),
-            data.make_transform(self.chosen.config, train=False),
-            batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=self.chosen.config.num_threads,
-            num_workers=self.chosen.config.num_workers,
-            max_bad=self.settings.max_bad,
-        )
-        try:
-            for batch in batches:
-                # Numbers of the images themselves: what is drawn for one depends on no other.
-                batch["index"] = np.where(batch["index"] < 0, -1, rest[batch["index"]])
-                yield batch
-        finally:
-            batches.close()
-
-    def _trace(self) -> None:
-        """What does not fit ends here, before anything is read or written."""
-        c = self.chosen.config
-        image = jax.ShapeDtypeStruct((self.mesh.size, *self.size, c.channels), np.uint8)
-        number = jax.ShapeDtypeStruct((self.mesh.size,), np.int32)
-        batch = {"image": image, "index": number, "label": number, "mask": number}
-        try:
-            encoded, _ = jax.eval_shape(
-                self.programs.plain, self.params, self.networks_params, batch
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        for t in list(self.transformations):
-            try:
-                jax.eval_shape(
-                    lambda *a, t=t: self.programs.transformed(t, *a),
-                    self.params, self.networks_params, encoded,
-                )  # fmt: skip
-            except ValueError as error:  # a decoder that takes no other sides, say
-                self.transformations.remove(t)
-                self.impossible[t.name] = str(error)
-
-    def _save(self, done: int) -> None:
-        if jax.process_index() != 0:
-            return
-        temporary = self.out / f".{UNFINISHED}.partial"
-        with temporary.open("wb") as file:
-            about, seconds = json.dumps(self.about), self._elapsed()
-            np.savez(file, done=done, about=about, seconds=seconds, **self.tally.arrays())
-        temporary.replace(self.out / UNFINISHED)
-
-    def _resume(self) -> int:
-        path = self.out / UNFINISHED
-        if not path.exists():
-            return 0
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            there = json.loads(str(arrays["about"]))
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path} is damaged; remove it to start anew") from error
-        changed = differences(there, json.loads(json.dumps(self.about)))
-        if changed:
-            raise UserError(
-                f"{self.out} holds an unfinished evaluation made otherwise ("
-                + "; ".join(f"{n}: {old!r} there, {new!r} given" for n, old, new in changed)
-                + "); give the same model, data and options, or another --out"
-            )
-        self.tally.load(arrays)
-        self.seconds = float(arrays["seconds"])
-        return int(arrays["done"])
-
-    def _elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self.start
-
-    def record(self, name: str, reference: Any) -> dict[str, Any]:
-        """What `evaluation.json` holds."""
-        model, tally, settings = self.model, self.tally, self.settings
-        rows = [record.transformed(tally, t, reference) for t in self.transformations]
-        latent, missing = record.latent_space(tally, self.labelled)
-        missing = self.networks.missing | self.impossible | missing
-        plain = record.reconstruction(tally, reference)
-        for figure in ("lpips", "frechet"):
-            small = [
-                row["name"] for row in [{"name": PLAIN, **plain}, *rows] if row[figure] is None
-            ]
-            if small and figure not in missing:
-                missing[f"{figure} of {', '.join(small)}"] = "images too small for VGG16"
-        identity = {k: v for k, v in model.identity.items() if k != "kind"}
-        return {
-            "format": report.FORMAT,
-            "name": name,
-            "model": {
-                "kind": model.identity["kind"],
-                **identity,
-                "parameters": self.programs.parameters,
-                "factor": model.factor,
-                "latent_shape": list(self.programs.latent_shape),
-                "group": model.group.name,
-                "representation": model.config.group.representation,
-                "dtype": self.about["dtype"],
-            },
-            "data": {
-                **self.about["data"],
-                "images": len(self.chosen.source),
-                "unreadable": tally.unreadable,
-            },
-            "protocol": record.protocol(
-                sample=settings.latent == "sample",
-                resampling=settings.resampling,
-                frechet=self.networks.frechet,
-                reference=settings.reference,
-                is_flow=model.is_flow,
-            ),
-            "frechet": self.networks.frechet,
-            "reference": reference and {"count": reference.count, "about": reference.about},
-            "reconstruction": plain,
-            "transformations": rows,
-            "errors": record.errors(rows),
-            "latent": latent,
-            "missing": missing,
-            "images": tally.count,
-            "seed": settings.seed,
-            "seconds": round(self._elapsed(), 1),
-            "device": jax.devices()[0].device_kind,
-            "devices": self.mesh.size,
-            "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
-        }
-
-
-def _write(out: Path, found: dict[str, Any], run: _Run) -> None:
+def _write(out: Path, found: dict[str, Any], run: Run) -> None:
     for n, z in enumerate(run.tally.shown):
         if z.ndim == 3:
             colours = to_rgb(z, run.tally.moments.mean, run.tally.moments.covariance)
@@ -427,17 +97,6 @@ def _write(out: Path, found: dict[str, Any], run: _Run) -> None:
     temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     temporary.replace(out / report.FILE)
     (out / UNFINISHED).unlink(missing_ok=True)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.int32) if values.dtype == np.int64 else values
 
 
 def _reference(settings: Settings, networks: Networks) -> Any:
