@@ -8,7 +8,7 @@ from typing import Any
 
 from efae_jax import report
 from efae_jax.errors import UserError
-from efae_jax.logs import console, say
+from efae_jax.logs import console, make_output_folder, say
 
 
 def compare(paths: Sequence[Path | str], out: Path | str) -> list[dict[str, Any]]:
@@ -31,17 +31,12 @@ def compare(paths: Sequence[Path | str], out: Path | str) -> list[dict[str, Any]
     if not paths:
         raise UserError("compare: give at least one evaluation, the JSON or its folder")
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
     if (out / report.FILE).exists():
         raise UserError(f"{out} holds an evaluation, whose page is not written over; give another")
     paths = [Path(path) for path in paths]
     records = report.named_apart([report.read_record(path) for path in paths])
     folders = [path if path.is_dir() else path.parent for path in paths]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
+    make_output_folder(out)
     report.write_csv(records, out / "comparison.csv")
     report.write_page(list(zip(records, folders, strict=True)), out / "index.html")
     for table in report.report_tables(records):

@@ -16,6 +16,8 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from efae_jax.errors import UserError
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -23,6 +25,20 @@ def say(message: str) -> None:
     """Prints a line, on process 0 only."""
     if jax.process_index() == 0:
         console.print(message, markup=False)
+
+
+def make_output_folder(out: Path) -> None:
+    """Makes the folder that a command's option --out names, unless it is there.
+
+    Raises:
+      UserError: when it is a file, or cannot be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from error
 
 
 class MetricWriter:

@@ -21,7 +21,7 @@ from efae_jax.api import Model, load
 from efae_jax.data.folder import EXTENSIONS, image_files
 from efae_jax.data.transforms import Transform, make_transform, read_picture
 from efae_jax.errors import RunError, UserError
-from efae_jax.logs import console, figures_table, say, track
+from efae_jax.logs import console, figures_table, make_output_folder, say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.images import RANGE, WINDOW, ssim
 from efae_jax.models.conv_autoencoder import shrink
@@ -75,7 +75,7 @@ def reconstruct(
     act = {"hv": "r180"}.get(act, act)
     if act is not None and act not in SQUARE.elements:
         raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
-    _make_folder(out)
+    make_output_folder(out)
     model = load(source, dtype=dtype)
     reader = _Reader(model, size)
     _check(model, act, tile)
@@ -310,12 +310,3 @@ def _names(files: list[tuple[str, Path]]) -> dict[str, Path]:
             stem, number = f"{wanted}-{number}", number + 1
         named[stem] = path
     return named
-
-
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error

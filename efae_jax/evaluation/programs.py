@@ -69,7 +69,7 @@ class Programs:
         channels: int,
     ):
         self._model, self._networks, self._sample = model, networks, sample
-        self._resampling, self._seed, self._mesh = resampling, seed, mesh
+        self._resampling, self._seed = resampling, seed
         self._options = model.decode_options(config.eval)
         shape = (1, *size, channels)
         params = jax.eval_shape(model.init, jax.random.key(0))

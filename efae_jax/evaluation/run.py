@@ -26,7 +26,7 @@ from efae_jax.evaluation.networks import Networks
 from efae_jax.evaluation.programs import Programs
 from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import possible
-from efae_jax.logs import say, track
+from efae_jax.logs import make_output_folder, say, track
 from efae_jax.models.build import compute_dtype
 from efae_jax.panels import picture
 from efae_jax.report.gallery import FOLDER as PICTURES
@@ -143,7 +143,7 @@ class Run:
     def go(self, start: float) -> None:
         """All images that were not seen before; `start` of the clock, for the record."""
         self.start = start
-        _make_folder(self.out)
+        make_output_folder(self.out)
         done, total = self._resume(), len(self.order)
         say(
             f"evaluating {total:,} images of {self.size[0]}x{self.size[1]}"
@@ -349,13 +349,6 @@ class Run:
             "devices": self.mesh.size,
             "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
         }
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

@@ -11,14 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from efae_jax import groups
 from efae_jax.methods.base import Autoencoder, Params
+from efae_jax.pictures import LABELS
 
-LABELS = {
-    "r90": "rotation 90°",
-    "r180": "rotation 180°",
-    "r270": "rotation 270°",
-    "h": "horizontal flip",
-    "v": "vertical flip",
-}
 SCALES = (0.25, 0.5, 0.75)
 
 
