@@ -53,12 +53,12 @@ def _one_line(error: Exception) -> str:
 def main() -> None:
     """Trains if asked to, and evaluates."""
     # JAX is imported after the flags are known to be right: a mistake answers at once.
-    from efae_jax import train, validation
+    from efae_jax import train
 
     workdir = Path(WORKDIR.value)
     if MODE.value == "train":
         train.train(CONFIG.value, workdir)
-    validation.evaluate_workdir(workdir, CONFIG.value)
+    train.judge(CONFIG.value).evaluate_workdir(workdir, CONFIG.value)
 
 
 def run() -> None:

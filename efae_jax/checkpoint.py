@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,16 @@ class Checkpoints:
         self._manager.close()
 
 
-def save_model(workdir: Path, params: Any, config: dict) -> None:
+def save_model(
+    workdir: Path, params: Any, config: dict, files: Mapping[str, bytes] | None = None
+) -> None:
     """Makes a work directory that holds a model and no training state, whole or not at all.
 
     Args:
       workdir: must not be there yet.
       params: of the autoencoder, the method's first player, by its name.
       config: as JSON.
+      files: what else lies in it: contents by name.
     """
     workdir = Path(workdir)
     temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
@@ -132,6 +136,8 @@ def save_model(workdir: Path, params: Any, config: dict) -> None:
             checkpoints.save(0, {"ema": params}, 0, config)
         finally:
             checkpoints.close()
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
         write_config(temporary, config)
         temporary.rename(workdir)
     except OSError as error:

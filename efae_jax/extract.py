@@ -149,7 +149,7 @@ class Extractor:
         for number in shards:
             with np.load(self._statistics_path(number), allow_pickle=False) as arrays:
                 total.merge(ChannelStatistics.from_arrays(arrays))
-                counts.append(int(arrays["images"]))
+                counts.append(len(arrays["indices"]))
                 unreadable += arrays["unreadable"].tolist()
         if not total.count:
             raise RunError(f"none of the {len(self.source)} images could be read")
@@ -171,12 +171,20 @@ class Extractor:
         _write_json(self.out / SUMMARY, summary)
         return summary
 
+    def indices(self) -> list[np.ndarray]:
+        """Of each shard, the numbers in the source of the images that it holds."""
+        found = []
+        for number in range(self.settings.shards):
+            with np.load(self._statistics_path(number), allow_pickle=False) as arrays:
+                found.append(arrays["indices"])
+        return found
+
     def _write(self, number: int, ticks: Iterator[int]) -> None:
         """One shard. Its statistics get their name first: the shard's says it is complete."""
-        statistics, unreadable, count = ChannelStatistics(self.shape[-1]), [], 0
+        statistics, unreadable = ChannelStatistics(self.shape[-1]), []
+        indices: list[int] = []
 
         def records() -> Iterator[dict[str, Any]]:
-            nonlocal count
             for batch, z in self._encoded(number):
                 next(ticks)
                 unreadable.extend(self.source.name(i) for i in batch["index"][batch["bad"]])
@@ -185,10 +193,10 @@ class Extractor:
                     if not np.isfinite(z[row]).all():
                         raise RunError(f"the latent of {self.source.name(index)} is not finite")
                     label, key = int(batch["label"][row]), self.source.key(index)
-                    count += 1
+                    indices.append(index)
                     yield {"latent": z[row], "label": label, "key": key, "index": index}
                 statistics.add(z[batch["mask"]])
-            self._write_statistics(number, statistics, count, unreadable)
+            self._write_statistics(number, statistics, indices, unreadable)
 
         path = shard_path(self.out, number, self.settings.shards, self.settings.format)
         write_shard(path, records(), self.settings.format)
@@ -250,13 +258,20 @@ class Extractor:
         return shard_path(self.out, number, self.settings.shards, "statistics.npz")
 
     def _write_statistics(
-        self, number: int, statistics: ChannelStatistics, count: int, unreadable: list[str]
+        self,
+        number: int,
+        statistics: ChannelStatistics,
+        indices: list[int],
+        unreadable: list[str],
     ) -> None:
         path = self._statistics_path(number)
         temporary = path.with_name(f".{path.name}.partial")
         with temporary.open("wb") as file:
             np.savez_compressed(
-                file, images=count, unreadable=np.array(unreadable, str), **statistics.arrays()
+                file,
+                indices=np.array(indices, np.int64),
+                unreadable=np.array(unreadable, str),
+                **statistics.arrays(),
             )
         temporary.replace(path)
 

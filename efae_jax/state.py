@@ -105,8 +105,9 @@ def make_train_step(
         step, variables, passed = state["step"], state["variables"], {}
         key = jax.random.fold_in(jax.random.key(seed), step)
         params, opt, metrics = dict(state["params"]), dict(state["opt"]), {}
+        size = jax.tree.leaves(batch)[0].shape[0]
         for i, player in enumerate(method.players):
-            keys_B = jax.random.split(jax.random.fold_in(key, i), batch["image"].shape[0])
+            keys_B = jax.random.split(jax.random.fold_in(key, i), size)
             context = Context(step, variables, passed, frozen, plan)
             grads, figures, variables, new = accumulated(player, params, batch, keys_B, context)
             passed = passed | new

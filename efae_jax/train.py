@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from efae_jax import data
+from efae_jax import data, disentanglement, validation
 from efae_jax.api import load
 from efae_jax.checkpoint import (
     Checkpoints,
@@ -30,18 +29,20 @@ from efae_jax.checkpoint import (
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import MetricWriter, TrainProgress, say
-from efae_jax.methods import make_method
+from efae_jax.methods import complete_config, make_method
 from efae_jax.methods.base import Method
 from efae_jax.optim import make_optimizer, make_schedule
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, tree_shardings
 from efae_jax.state import init_state, make_train_step
-from efae_jax.validation import Evaluator, check_evaluation
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2
 # Fields of `config.model` that do not change what it computes; those of `config.latent` that do.
 MODEL_RECORD = ("source", "stored", "diffusers", "shrink")
 LATENT_UNITS = ("scaling", "shift", "mean", "std", "clamp")
+# What measures a method's product, by `config.model.kind`; an autoencoder unless listed. Each
+# module has check_evaluation, Evaluator and evaluate_workdir.
+JUDGES = {"disentangler": disentanglement}
 
 
 class Run:
@@ -88,8 +89,8 @@ class Run:
             for plan in self.method.plans_to_check():
                 traced = functools.partial(step, plan=plan)
                 jax.eval_shape(traced, shapes, self._abstract_batch(), self.method.frozen)
-            autoencoder = self.method.autoencoder
-            check_evaluation(autoencoder, shapes["ema"][self.method.players[0]], config, self.mesh)
+            product = shapes["ema"][self.method.players[0]]
+            judge(config).check_evaluation(self.method.product, product, config, self.mesh)
         except ValueError as error:  # the mathematics and the models know no UserError
             raise UserError(str(error)) from error
         self.state_shardings = tree_shardings(shapes, config.mesh.rules, self.mesh)
@@ -150,12 +151,7 @@ class Run:
 
     def _check_numbers(self) -> None:
         config, train, devices = self.config, self.config.train, self.mesh.size
-        if len(config.data.size) != 2 or min(config.data.size) < 1:
-            raise UserError(
-                f"config.data.size={tuple(config.data.size)} must be (height, width) in pixels"
-            )
-        if config.data.channels not in (1, 3):
-            raise UserError(f"config.data.channels={config.data.channels} must be 1 or 3")
+        data.make_reader(config.data, train=True)
         if config.seed < 0:
             raise UserError(f"config.seed={config.seed} must be at least 0")
         for name, value in (
@@ -174,10 +170,10 @@ class Run:
             )
 
     def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        c, size = self.config.data, self.config.train.batch_size
+        size, one = self.config.train.batch_size, data.make_reader(self.config.data, train=True)
         return {
-            "image": jax.ShapeDtypeStruct((size, *c.size, c.channels), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+            name: jax.ShapeDtypeStruct((size, *np.shape(array)), array.dtype)
+            for name, array in one.blank().items()
         }
 
 
@@ -188,6 +184,11 @@ def _replace(tree: Any, part: Any) -> Any:
     if unknown := part.keys() - tree.keys():
         raise KeyError(f"pretrained parameters that the model lacks: {sorted(unknown)}")
     return {k: _replace(v, part[k]) if k in part else v for k, v in tree.items()}
+
+
+def judge(config: Any) -> Any:
+    """The module that measures what a config trains."""
+    return JUDGES.get(config.model.kind, validation)
 
 
 def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -204,14 +205,14 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
       UserError: for a config that does not fit, or not the work directory's.
       RunError: when a loss is not finite, naming the step; nothing is saved after it.
     """
-    workdir = Path(workdir)
+    workdir, config = Path(workdir), complete_config(config)
     as_json = json.loads(config.to_json_best_effort())
     check_config(workdir, as_json)
     # All that can be wrong with the config is found before the work directory is touched.
     run = Run(config)
     source = data.make_source(config.data, "train")
     train_batches(config, source, 0).close()
-    evaluator = Evaluator(run.method.autoencoder, config, run.mesh)
+    evaluator = judge(config).Evaluator(run.method.product, config, run.mesh)
     new = not has_checkpoint(workdir)
     pretrained = run.load_pretrained() if new else {}
     run.frozen  # noqa: B018  (read here, so that a missing file leaves no work directory)
@@ -279,7 +280,7 @@ def _loop(
     as_json: dict,
     checkpoints: Checkpoints,
     writer: MetricWriter,
-    evaluator: Evaluator,
+    evaluator: Any,
     schedule: Callable[[int], Any],
 ) -> dict[str, Any]:
     config, batch_size = run.config, run.config.train.batch_size
@@ -350,13 +351,14 @@ def _loop(
 def train_batches(
     config: Any, source: Any, start_example: int
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """This process's share of the training batches from a position on, images and labels only.
+    """This process's share of the training batches from a position on: the reader's arrays only.
 
     Settings that cannot be are errors here, before anything is read.
     """
+    reader = data.make_reader(config.data, train=True)
     batches = data.train_batches(
         source,
-        data.make_transform(config.data, train=True),
+        reader,
         batch_size=config.train.batch_size,
         seed=config.seed,
         start_example=start_example,
@@ -366,7 +368,8 @@ def train_batches(
         num_workers=config.data.num_workers,
         max_bad=config.data.max_bad,
     )
-    return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
+    names = tuple(reader.blank())
+    return ({name: batch[name] for name in names} for batch in batches)
 
 
 def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:

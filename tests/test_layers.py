@@ -10,11 +10,11 @@ LAYERS = [
     {"errors", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
     {"models", "data", "sharding", "optim", "logs", "compilation"},
     {"convert"},
-    {"methods"},
-    {"state", "checkpoint", "pictures", "panels", "report"},
+    {"methods", "embedders"},
+    {"state", "checkpoint", "pictures", "panels", "report", "basis"},
     {"api", "compare"},
-    {"validation", "evaluation", "reconstruct", "extract"},
-    {"train", "encode"},
+    {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
+    {"train", "encode", "embed", "lerp"},
     {"__main__"},
 ]
 MATHEMATICS = {"groups", "flow", "losses", "sampling", "metrics"}

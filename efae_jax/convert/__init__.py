@@ -49,6 +49,7 @@ def read_model(
     Raises:
       UserError: nothing there, a file that is damaged or would run code, no format that
         fits, or names and shapes that do not (all listed).
+      sketch.DisentanglerError: a UserError, too: the weights are a disentangler's.
     """
     if format is not None:
         get_format(format)
@@ -57,9 +58,10 @@ def read_model(
         format = next((name for name, module in FORMATS.items() if module.matches(found)), None)
     if format is None:
         if sketch.matches(found.tensors):
-            raise UserError(
+            raise sketch.DisentanglerError(
                 f"{source} is a disentangler's basis of the latent, which belongs to a model and "
-                "is not one; efae_jax.convert.sketch.read gives its parameters"
+                "is not one; efae_jax.convert.sketch.read gives its parameters, and "
+                "efae_jax.read_basis the basis"
             )
         some = ", ".join(layout.printable(name) for name in [*found.tensors][:3])
         raise UserError(

@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16, which safetensors asks for)
 import numpy as np
@@ -68,6 +68,25 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is a truncated or damaged {kind} file: {reason}") from error
 
 
+def read_npy(path: str | Path) -> np.ndarray:
+    """Reads the array of a .npy file.
+
+    Raises:
+      UserError: the file is missing, unreadable, truncated, or holds Python objects.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _read_npy(file, path.name, path.stat().st_size, path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
+    except Exception as error:  # as in `read_state_dict`
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is a truncated or damaged npy file: {reason}") from error
+
+
 def description_path(path: str | Path) -> Path:
     """Where the JSON lies that travels with the weights file `path`."""
     return Path(path).with_suffix(".json")
@@ -97,13 +116,22 @@ def json_text(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, np.ndarray], **metadata: str) -> bytes:
     """A safetensors file's content."""
     # The writer takes each array's memory as it lies.
     return safetensors.numpy.save(
         {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
-        metadata={"format": "pt"},
+        metadata={"format": "pt", **metadata},
     )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file that `read_state_dict` has read; of others, none."""
+    with Path(path).open("rb") as file:
+        if file.read(9)[8:] != b"{":
+            return {}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def write_model(
@@ -201,7 +229,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         if len(set(names)) < len(names):
             raise UserError(f"{path} holds two arrays of the same name")
         tensors = {
-            name: _read_npy(archive, member, path)
+            name: _read_member(archive, member, path)
             for name, member in zip(names, members, strict=True)
         }
     if any(name.startswith(_NPZ_PREFIX) for name in tensors):
@@ -213,25 +241,27 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
     with archive.open(member) as file:
         if not member.filename.endswith(".npy"):
             raise UserError(f"{path} holds {member.filename!r}, which is no array")
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"{member.filename!r} has npy version {version}")
-        shape, fortran_order, dtype = header
-        if dtype.hasobject:
-            raise UserError(
-                f"{path} holds Python objects in {member.filename!r}; only arrays are read"
-            )
-        # Compared before anything is allocated: the header may state any size.
-        size = math.prod(shape) * dtype.itemsize
-        if size != member.file_size - file.tell():
-            raise ValueError(f"{member.filename!r} states {size} bytes and has another number")
-        order = "F" if fortran_order else "C"
-        return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
+        return _read_npy(file, member.filename, member.file_size, path)
+
+
+def _read_npy(file: IO[bytes], name: str, file_size: int, path: Path) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        header = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"{name!r} has npy version {version}")
+    shape, fortran_order, dtype = header
+    if dtype.hasobject:
+        raise UserError(f"{path} holds Python objects in {name!r}; only arrays are read")
+    # Compared before anything is allocated: the header may state any size.
+    size = math.prod(shape) * dtype.itemsize
+    if size != file_size - file.tell():
+        raise ValueError(f"{name!r} states {size} bytes and has another number")
+    order = "F" if fortran_order else "C"
+    return np.frombuffer(file.read(), dtype).reshape(shape, order=order)

@@ -1,7 +1,8 @@
 """The disentangler's weights: an orthogonal matrix on latent channels, and two embedders.
 
 The file is a state dict `z_transform.*`, `sem_embedder.*`, `style_embedder.*`, or the matrix
-alone as `weight`. It belongs to an autoencoder and is not one, so `read_model` does not take it.
+alone as `weight`. It belongs to an autoencoder and is not one, so `read_model` does not take it;
+`efae_jax.disentangled.runs` makes work directories of it, and writes it.
 The tree is {"transform": {"matrix"}, "semantic": embedder, "style": embedder}, where an
 embedder is {"conv_in", "blocks"/i/{"down", "norm", "expand", "reduce"}, "norm", "out"}.
 """
@@ -13,11 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from efae_jax.convert import files, layout
 from efae_jax.errors import UserError
+from efae_jax.models.disentangler import build_disentangler
 
+FORMAT = "sketch"
 BARE = "weight"
 MATRIX = "z_transform.weight"
 _EMBEDDERS = {"sem_embedder": "semantic", "style_embedder": "style"}
@@ -53,7 +58,11 @@ def read(path: str | Path) -> layout.Params:
     Raises:
       UserError: an unreadable file, or names, shapes or types that do not fit (all listed).
     """
-    tensors = files.read_state_dict(path)
+    return from_tensors(files.read_state_dict(path), path)
+
+
+def from_tensors(tensors: Mapping[str, np.ndarray], path: str | Path) -> layout.Params:
+    """The same of a state dict that was read from `path`."""
     if set(tensors) == {BARE}:
         tensors, entries = {MATRIX: tensors[BARE]}, table(0)[:1]
     else:
@@ -76,8 +85,11 @@ def read(path: str | Path) -> layout.Params:
     return layout.to_ours(entries, tensors)
 
 
-def write(path: str | Path, params: Mapping[str, Any]) -> None:
+def write(path: str | Path, params: Mapping[str, Any], dtype: str = "float32") -> None:
     """Writes a tree as `read` gives it; the matrix alone as `weight`.
+
+    Args:
+      dtype: of the stored numbers, one of `layout.STORED_TYPES`.
 
     Raises:
       UserError: another tree, or a file that cannot be written.
@@ -90,7 +102,54 @@ def write(path: str | Path, params: Mapping[str, Any]) -> None:
     tensors = layout.to_theirs(entries, params)
     if bare:
         tensors = {BARE: tensors[MATRIX]}
-    files.write_model(path, tensors, {"format": "sketch"})
+    files.write_model(path, layout.cast(tensors, dtype), {"format": FORMAT})
+
+
+class DisentanglerError(UserError):
+    """A disentangler's weights, where a model's were wanted."""
+
+
+def new_config(params: Mapping[str, Any], path: str | Path) -> ConfigDict:
+    """A config of `configs/disentangle.py` that describes a tree with embedders.
+
+    The weights do not tell the sides of a latent: `config.data.latent` has the channels alone.
+
+    Raises:
+      UserError: shapes that do not fit each other (all listed).
+    """
+    from configs.disentangle import get_config
+
+    config = get_config("taesd4")
+    semantic, style = (params[name] for name in _EMBEDDERS.values())
+    with config.unlocked():
+        config.data.latent = (len(params["transform"]["matrix"]),)
+        config.data.text, config.data.image = (len(e["out"]["bias"]) for e in (semantic, style))
+        config.model.semantic = semantic_channels(params, path)
+        config.model.width = len(semantic["conv_in"]["bias"])
+        config.model.blocks = len(semantic.get("blocks", {}))
+        config.model.orthogonality, config.model.scaled = "soft", False
+    try:
+        disentangler = build_disentangler(config)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    entries = table(config.model.blocks)
+    abstract = jax.eval_shape(disentangler.init, jax.random.key(0))
+    problems = layout.tensor_problems(entries, layout.to_theirs(entries, params), abstract)
+    layout.require(problems, f"{path} is not a disentangler")
+    return config
+
+
+def semantic_channels(params: Mapping[str, Any], path: str | Path) -> int:
+    """How many channels are semantic, by what the embedders take.
+
+    Raises:
+      UserError: the two embedders do not take all channels of the matrix.
+    """
+    semantic, style = (params[name]["conv_in"]["kernel"].shape[2] for name in _EMBEDDERS.values())
+    channels = len(params["transform"]["matrix"])
+    if semantic + style != channels:
+        raise UserError(f"{path}: the embedders take {semantic} and {style} of {channels} channels")
+    return semantic
 
 
 def _blocks(tensors: Mapping[str, np.ndarray]) -> int:

@@ -25,24 +25,52 @@ from efae_jax.errors import UserError
 _NPY = b"\x93NUMPY"
 
 
+def pack(record: Mapping[str, Any]) -> bytes:
+    """A record as a msgpack map, its arrays as the bytes of .npy files."""
+    return msgpack.packb(
+        {k: _npy(v) if isinstance(v, np.ndarray) else v for k, v in record.items()}
+    )
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """The record that `pack` was given."""
+    record = msgpack.unpackb(data)
+    return {
+        k: np.load(io.BytesIO(v), allow_pickle=False)
+        if isinstance(v, bytes) and v.startswith(_NPY)
+        else v
+        for k, v in record.items()
+    }
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes packed records to a file, each readable on its own; returns their number."""
+    count = 0
+    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    try:
+        for record in records:
+            writer.write(pack(record))
+            count += 1
+    finally:
+        writer.close()
+    return count
+
+
 def write_array_record(path: str, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes records {'image': encoded bytes or uint8 array [H, W, C], 'label': int} to a file.
 
     The file appears under its name when it is complete. Returns the number of records.
     """
-    count, partial = 0, f"{path}.partial"
-    writer = ArrayRecordWriter(partial, "group_size:1")  # each record readable on its own
-    try:
-        for record in records:
-            image = record["image"]
-            if isinstance(image, np.ndarray):
-                buffer = io.BytesIO()
-                np.save(buffer, image, allow_pickle=False)
-                image = buffer.getvalue()
-            writer.write(msgpack.packb({"image": image, "label": int(record.get("label", 0))}))
-            count += 1
-    finally:
-        writer.close()
+    partial = f"{path}.partial"
+    count = write_records(
+        partial, ({"image": r["image"], "label": int(r.get("label", 0))} for r in records)
+    )
     os.replace(partial, path)
     return count
 
@@ -68,11 +96,8 @@ class ArrayRecords:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, position = self._locate(index)
-        record = msgpack.unpackb(self._readers[file][position])
-        image = record["image"]
-        if image.startswith(_NPY):
-            image = np.load(io.BytesIO(image), allow_pickle=False)
-        return {"image": image, "label": record.get("label", 0)}
+        record = unpack(self._readers[file][position])
+        return {"image": record["image"], "label": record.get("label", 0)}
 
     def key(self, index: int) -> str:
         file, position = self._locate(index)

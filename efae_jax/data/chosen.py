@@ -77,11 +77,16 @@ def choose_images(
         if data is not None:
             raise
         raise UserError(f"{error}; --data FOLDER or --data SOURCE:PATH names others") from error
-    keys = sha256()
-    for i in range(len(found)):
-        keys.update(found.key(i).encode("utf-8", "surrogateescape") + b"\0")
     where = {"source": config.source, "path": config.path, "split": split}
-    return Chosen(found, config, {**where, "images": len(found), "keys": keys.hexdigest()})
+    return Chosen(found, config, {**where, **describe(found)})
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """{images: their number, keys: a hash of their names}: what tells images from others."""
+    keys = sha256()
+    for i in range(len(source)):
+        keys.update(source.key(i).encode("utf-8", "surrogateescape") + b"\0")
+    return {"images": len(source), "keys": keys.hexdigest()}
 
 
 def _whole_folder(root: str) -> Folder:

@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from efae_jax.data.glyph_shapes import GLYPHS
+from efae_jax.data.glyph_strokes import Colour, Stroke, draw_with_stroke
 from efae_jax.errors import UserError
 
 KINDS = tuple(GLYPHS)
 GROUNDS = ("gradient", "stripes", "checks", "waves", "hill", "disc", "dots")
 TEST_OFFSET = 1 << 40  # held-out images use the indices from here on
-Colour = tuple[int, int, int]
 Pen = ImageDraw.ImageDraw
 
 # One array of points per glyph, so that one product poses the whole glyph.
@@ -42,7 +42,7 @@ class Factors:
     kind, ground: names out of KINDS and GROUNDS. ground_colours: (from, to, pattern).
     glyph_colours: by role (main, accent, ink, light). shift: of the glyph's centre, in shorter
     sides; scale: half the glyph's width in shorter sides; tilt: clockwise radians.
-    pattern: four numbers in [0, 1) that place the ground's pattern.
+    pattern: four numbers in [0, 1) that place the ground's pattern. stroke: None for no outlines.
     """
 
     kind: str
@@ -53,6 +53,7 @@ class Factors:
     scale: float
     tilt: float
     pattern: tuple[float, float, float, float]
+    stroke: Stroke | None = None
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> Colour:
@@ -112,6 +113,8 @@ def draw(f: Factors, size: tuple[int, int]) -> Image.Image:
     height, width = size
     side = min(size)
     sample = 4 if side <= 48 else 3 if side <= 96 else 2
+    if f.stroke is not None:
+        sample *= 2  # thin lines show whole pixels more than areas do
     canvas = _gradient(f, width * sample, height * sample)
     pen = ImageDraw.Draw(canvas)
     _PATTERNS[f.ground](pen, f, canvas.width, canvas.height, side * sample)
@@ -123,8 +126,12 @@ def draw(f: Factors, size: tuple[int, int]) -> Image.Image:
         canvas.height / 2 + f.shift[1] * side * sample,
     )
     points = (_POINTS[f.kind] @ np.array([[c, s], [-s, c]]) + centre).ravel().tolist()
-    for role, start, end in _PARTS[f.kind]:
-        pen.polygon(points[start:end], fill=f.glyph_colours[role])
+    parts = [(role, points[start:end]) for role, start, end in _PARTS[f.kind]]
+    if f.stroke is None:
+        for role, polygon in parts:
+            pen.polygon(polygon, fill=f.glyph_colours[role])
+    else:
+        draw_with_stroke(canvas, parts, f.glyph_colours, f.stroke, unit)
     return canvas.reduce(sample)
 
 

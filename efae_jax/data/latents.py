@@ -10,7 +10,6 @@ an .npy file. An npz shard holds the arrays latents [N,h,w,C], labels, keys and 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 from bisect import bisect_right
@@ -19,11 +18,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
+from efae_jax.data.array_records import unpack, write_records
 from efae_jax.errors import UserError
 
 FORMATS = ("array_record", "npz")
@@ -41,26 +39,12 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]], form: str) -> int
     An npz shard is held in memory until it is complete. Returns the number of records.
     """
     partial = path.with_name(f".{path.name}.partial")
-    write = _write_npz if form == "npz" else _write_array_record
+    write = _write_npz if form == "npz" else write_records
     try:
         count = write(partial, records)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
-
-
-def _write_array_record(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    count = 0
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record readable on its own
-    try:
-        for record in records:
-            buffer = io.BytesIO()
-            np.save(buffer, record["latent"], allow_pickle=False)
-            writer.write(msgpack.packb({**record, "latent": buffer.getvalue()}))
-            count += 1
-    finally:
-        writer.close()
     return count
 
 
@@ -121,9 +105,7 @@ class Latents:
             arrays = self._arrays(file)
             values = {name: arrays[theirs][position] for name, theirs in names.items()}
             return {k: v if k == "latent" else v.item() for k, v in values.items()}
-        record = msgpack.unpackb(self._reader(file)[position])
-        record["latent"] = np.load(io.BytesIO(record["latent"]), allow_pickle=False)
-        return record
+        return unpack(self._reader(file)[position])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (a reader lives as long as its program)
     def _arrays(self, file: int) -> dict[str, np.ndarray]:

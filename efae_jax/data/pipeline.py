@@ -14,13 +14,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
 from efae_jax.data.splits import Source
-from efae_jax.data.transforms import Transform
 from efae_jax.errors import RunError, UserError
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,19 @@ Batch = dict[str, np.ndarray]
 _REASON_BYTES = 200
 
 
+class Reader(Protocol):
+    """The way of a source's records into batches."""
+
+    def example(self, record: dict[str, Any], random: Random) -> Batch:
+        """The arrays of one example; all that is random comes from `random`. May raise."""
+
+    def blank(self) -> Batch:
+        """Zeros of the same names, shapes and types, for what cannot be read."""
+
+
 def train_batches(
     source: Source,
-    transform: Transform,
+    reader: Reader,
     *,
     batch_size: int,
     seed: int,
@@ -43,22 +53,23 @@ def train_batches(
 ) -> Batches:
     """Endless shuffled batches of this process, from global example start_example on.
 
-    batch_size: of all processes together. Yields image uint8 [b, H, W, C], label int32 [b], index
-    int64 [b] (the record's number in the source), bad bool [b], with b = batch_size /
-    process_count. A record that cannot be read is replaced by the next one that can, and marked
-    bad. Reads in num_threads threads, or in num_workers processes if that is not 0.
+    batch_size: of all processes together. Yields the reader's arrays (of images: image uint8
+    [b, H, W, C], label int32 [b]), index int64 [b] (the record's number in the source), bad bool
+    [b], with b = batch_size / process_count. A record that cannot be read is replaced by the next
+    one that can, and marked bad. Reads in num_threads threads, or in num_workers processes if that
+    is not 0.
 
     Raises UserError, at once for settings that cannot be, and later when more than max_bad
     distinct records turn out bad or no readable one is found. Close the iterator when done.
     """
     share = _Share(batch_size, process_index, process_count, start_example)
-    examples = _TrainExamples(source, transform, share, seed, max_bad)
+    examples = _TrainExamples(source, reader, share, seed, max_bad)
     return _batches(examples, num_threads, num_workers, max_bad)
 
 
 def eval_batches(
     source: Source,
-    transform: Transform,
+    reader: Reader,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -70,10 +81,10 @@ def eval_batches(
     """Every record once, in order; the same number of batches for every process.
 
     As train_batches, and mask bool [b]: False for the padding of the last batch (index -1) and
-    for records that cannot be read; the images of both are black.
+    for records that cannot be read; both are blank.
     """
     share = _Share(batch_size, process_index, process_count)
-    examples = _EvalExamples(source, transform, share)
+    examples = _EvalExamples(source, reader, share)
     return _batches(examples, num_threads, num_workers, max_bad)
 
 
@@ -151,28 +162,25 @@ class _Examples:
     """
 
     source: Source
-    transform: Transform
+    reader: Reader
     share: _Share
 
     def __post_init__(self):
         if len(self.source) == 0:
             raise UserError("data: the source has no image")
 
-    def _read(self, index: int, random: Random) -> tuple[np.ndarray | None, int, str]:
-        """(image, label, why there is no image)."""
+    def _read(self, index: int, random: Random) -> tuple[Batch | None, str]:
+        """(the example's arrays, why there are none)."""
         try:
-            record = self.source[index]
-            return self.transform(record["image"], random), np.int32(record["label"]), ""
+            return self.reader.example(self.source[index], random), ""
         except Exception as error:  # decoders meet damage with errors of every kind
-            return None, 0, f"{type(error).__name__}: {error}".split("\n")[0]
+            return None, f"{type(error).__name__}: {error}".split("\n")[0]
 
-    def _example(self, index: int, image: np.ndarray | None, label: int, reason: str):
-        shape = (*self.transform.size, self.transform.channels)
+    def _example(self, index: int, found: Batch | None, reason: str) -> Batch:
         return {
-            "image": np.zeros(shape, np.uint8) if image is None else image,
-            "label": np.int32(label),
+            **(self.reader.blank() if found is None else found),
             "index": np.int64(index),
-            "lost": np.bool_(image is None),
+            "lost": np.bool_(found is None),
             "reason": np.array(reason.encode("utf-8", "replace"), f"S{_REASON_BYTES}"),
         }
 
@@ -194,15 +202,15 @@ class _TrainExamples(_Examples):
             seed=_hash(self.seed, "order", epoch) % 2**32,
             rounds=4,
         )
-        image, label, reason = None, 0, ""
+        found, reason = None, ""
         # More failures than max_bad stop the run anyway, so the search for a substitute ends.
         for candidate in range(index, index + min(len(self.source), self.max_bad + 1)):
             random = Random(_hash(self.seed, "augment", position))
-            image, label, why = self._read(candidate % len(self.source), random)
+            found, why = self._read(candidate % len(self.source), random)
             reason = reason or why
-            if image is not None:
+            if found is not None:
                 break
-        return self._example(index, image, label, reason)
+        return self._example(index, found, reason)
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,7 @@ class _EvalExamples(_Examples):
     def __getitem__(self, local: int) -> dict[str, np.ndarray]:
         position = self.share.position(local)
         if position >= len(self.source):
-            return self._example(-1, None, 0, "")
+            return self._example(-1, None, "")
         return self._example(position, *self._read(position, Random(0)))
 
 

@@ -60,13 +60,8 @@ def hold_out(source: Source, split: str, test_fraction: float) -> Subset:
     """
     if not 0 <= test_fraction < 1:
         raise UserError(f"data.test_fraction: {test_fraction}; allowed: 0 <= fraction < 1")
-    limit = int(test_fraction * 2**64)
-
-    def held_out(index: int) -> bool:
-        digest = blake2b(source.key(index).encode("utf-8", "surrogateescape"), digest_size=8)
-        return int.from_bytes(digest.digest(), "big") < limit
-
-    indices = [i for i in range(len(source)) if held_out(i) == (split == "test")]
+    test = split == "test"
+    indices = [i for i in range(len(source)) if is_held_out(source.key(i), test_fraction) == test]
     if not indices:
         raise UserError(
             f"data: none of the {len(source)} images falls to split {split!r} with "
@@ -74,6 +69,12 @@ def hold_out(source: Source, split: str, test_fraction: float) -> Subset:
             "separate train and test parts"
         )
     return Subset(source, indices)
+
+
+def is_held_out(key: str, test_fraction: float) -> bool:
+    """Whether the hash of a record's key puts it into the test split."""
+    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < int(test_fraction * 2**64)
 
 
 def expand(pattern: str) -> list[str]:

@@ -20,7 +20,6 @@ from efae_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 _BLOCK = 512
-_NO_LABEL, _CLS, _JSON = range(3)
 
 
 class ShardError(Exception):
@@ -102,11 +101,13 @@ class TarShards:
     """
 
     num_classes = 0
+    companions = (".cls", ".json")  # of a sample, the first of these that it has is read too
 
     def __init__(self, files: list[str], max_bad: int):
         self.files = files
         self._keys: list[str] = []
-        # Of each sample: shard; offset and size of the image; kind, offset and size of the label.
+        # Of each sample: shard; offset and size of the image; number (out of `companions`, or
+        # their count for none), offset and size of the companion.
         self._where = array("q")
         damaged = []
         for number, path in enumerate(files):
@@ -127,12 +128,13 @@ class TarShards:
             )
 
     def _add(self, number: int, path: str) -> None:
-        key, image, label = None, None, (_NO_LABEL, 0, 0)
+        nothing = (len(self.companions), 0, 0)
+        key, image, companion = None, None, nothing
 
         def finish() -> None:
             if image is not None:
                 self._keys.append(key)
-                self._where.extend((number, *image, *label))
+                self._where.extend((number, *image, *companion))
 
         with open(path, "rb", buffering=0) as file:
             try:
@@ -141,30 +143,34 @@ class TarShards:
                     stem = base.partition(".")[0]
                     if folder + slash + stem != key:
                         finish()
-                        key, image, label = folder + slash + stem, None, (_NO_LABEL, 0, 0)
+                        key, image, companion = folder + slash + stem, None, nothing
                     extension = os.path.splitext(base)[1].lower()
                     if extension in EXTENSIONS and image is None:
                         image = (offset, size)
-                    elif extension == ".cls":
-                        label = (_CLS, offset, size)
-                    elif extension == ".json" and label[0] == _NO_LABEL:
-                        label = (_JSON, offset, size)
+                    elif extension in self.companions[: companion[0]]:
+                        companion = (self.companions.index(extension), offset, size)
             finally:
                 finish()
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, offset, size, kind, label_offset, label_size = self._where[6 * index : 6 * index + 6]
+    def read(self, index: int) -> tuple[bytes, str, bytes]:
+        """The image, and the extension and content of its companion, empty where it has none."""
+        shard, offset, size, number, *place = self._where[6 * index : 6 * index + 6]
         # Opened anew each time: thousands of shards would exceed the limit of open files.
         with open(self.files[shard], "rb", buffering=0) as file:
             image = os.pread(file.fileno(), size, offset)
-            label = os.pread(file.fileno(), label_size, label_offset) if kind else b"0"
-        if kind == _JSON:
+            if number == len(self.companions):
+                return image, "", b""
+            return image, self.companions[number], os.pread(file.fileno(), place[1], place[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, kind, label = self.read(index)
+        if kind == ".json":
             fields = json.loads(label)
             label = fields.get("label", fields.get("cls", 0))
-        return {"image": image, "label": int(label)}
+        return {"image": image, "label": int(label) if kind else 0}
 
     def key(self, index: int) -> str:
         return f"{os.path.basename(self.files[self._where[6 * index]])}/{self._keys[index]}"

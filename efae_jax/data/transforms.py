@@ -102,6 +102,14 @@ class Transform:
             img = ImageOps.expand(img, self.pad, fill=0)
         return np.asarray(img).reshape(*self.size, self.channels)
 
+    def example(self, record: dict[str, Any], random: Random) -> dict[str, np.ndarray]:
+        """A source's record as {"image": uint8 [H, W, C], "label": int32}."""
+        return {"image": self(record["image"], random), "label": np.int32(record["label"])}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """A black image with label 0."""
+        return {"image": np.zeros((*self.size, self.channels), np.uint8), "label": np.int32(0)}
+
 
 def read_picture(
     image: bytes, *, channels: int = 3, multiple: int = 1, max_pixels: int = 2**31

@@ -1,8 +1,14 @@
-"""Finite groups of image symmetries, their actions on images and latents, scaling, symmetrisation.
+"""Finite groups of image symmetries, their actions, bases of latents, scaling, symmetrisation.
 
 Pure functions of arrays: nothing here knows of models, configuration or the rest of the package.
 """
 
+from efae_jax.groups.bases import (
+    block_leakage,
+    is_block_diagonal,
+    orthogonality_error,
+    qr_basis,
+)
 from efae_jax.groups.elements import GROUPS, Group, act_image, group, random_elements
 from efae_jax.groups.representations import (
     Block,
@@ -27,9 +33,13 @@ __all__ = [
     "Representation",
     "act_image",
     "act_latent",
+    "block_leakage",
     "change_basis",
     "group",
+    "is_block_diagonal",
     "orthogonal",
+    "orthogonality_error",
+    "qr_basis",
     "random_elements",
     "representation",
     "scale",

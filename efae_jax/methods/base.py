@@ -94,16 +94,26 @@ class Method:
     player is plain training; an autoencoder and a discriminator make a GAN.
 
     Attributes:
-      players: their names, in the order of their updates; the first is "autoencoder". Its
-        optimiser is `config.optim`, another player's `config.optim_NAME`.
-      autoencoder: the model that evaluation and users see; its parameters are those of
-        the first player.
+      players: their names, in the order of their updates. The first is what users get, an
+        "autoencoder" unless a method says otherwise; its optimiser is `config.optim`, another
+        player's `config.optim_NAME`.
+      autoencoder: the model whose parameters are those of the first player.
       frozen: shapes of the weights that nobody trains.
     """
 
     players: tuple[str, ...] = ("autoencoder",)
     autoencoder: Autoencoder
     frozen: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+
+    @property
+    def product(self) -> Any:
+        """What evaluation and users see: the autoencoder."""
+        return self.autoencoder
+
+    @staticmethod
+    def completed(config: Any) -> Any:
+        """The config with what follows from the data that it names, before a run starts."""
+        return config
 
     def init(self, key: PRNGKeyArray) -> dict[str, Params]:
         """The parameters of every player. It is jitted, with the outputs sharded."""
@@ -156,7 +166,8 @@ class Method:
         Args:
           player: whose loss.
           params: of all players; the gradient is taken for `player`'s only.
-          batch: "image" uint8[B,H,W,C], "label" int32[B].
+          batch: the arrays of `data.make_reader`: of images, "image" uint8[B,H,W,C] and "label"
+            int32[B].
           keys_B: a random key per example, so that the draw for an example depends
             neither on the mesh nor on gradient accumulation.
           context: everything else.

@@ -1,0 +1,108 @@
+"""Probes: fresh embedders, one for each part of the channels, trained side by side."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from efae_jax.models.disentangler import Embedder, change_channels
+from efae_jax.models.functional import Net
+from efae_jax.sharding import batch_sharding, replicated
+
+
+class Settings(NamedTuple):
+    """How probes are made.
+
+    Attributes:
+      width, blocks: of their embedders.
+      steps: of their training, by Adam.
+      lr: learning rate at the start; it falls to 0 by a cosine.
+      seed: of their initial parameters.
+    """
+
+    width: int = 16
+    blocks: int = 3
+    steps: int = 2_000
+    lr: float = 3e-3
+    seed: int = 0
+
+
+class Probes:
+    """Embedders that learn to predict one target from parts of the channels, side by side.
+
+    Part p sees B_p z on the channels, B_p with K_p orthonormal rows; missing rows are zero, so
+    that all parts are of one shape and one compiled program trains each of them. All see the same
+    examples and start from draws of their own.
+
+    Args:
+      parts: B_p by name, [K_p, C].
+      dimension: of the target.
+      settings: of the probes.
+      mesh: batches are split over all of it.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Float[np.ndarray, "K C"]],
+        dimension: int,
+        settings: Settings,
+        mesh: Mesh,
+    ):
+        self.names = tuple(parts)
+        most = max(len(rows) for rows in parts.values())
+        net = Net(
+            lambda rngs: Embedder(
+                most, dimension, settings.width, settings.blocks, scaled=True, rngs=rngs
+            )
+        )
+        optimizer = optax.adam(optax.cosine_decay_schedule(settings.lr, settings.steps))
+        whole, split = replicated(mesh), batch_sharding(mesh)
+
+        def init(key: Array) -> Any:
+            params = net.init(key)
+            return params, optimizer.init(params)
+
+        def predict(params: Any, rows: Array, z: Array) -> Array:
+            return net(params, change_channels(rows, z))
+
+        def step(state: Any, rows: Array, z: Array, target: Array) -> tuple[Any, Array]:
+            params, opt = state
+
+            def loss(params: Any) -> Array:
+                return jnp.square(predict(params, rows, z) - target).sum(-1).mean()
+
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, opt = optimizer.update(gradient, opt, params)
+            return (optax.apply_updates(params, updates), opt), value
+
+        def padded(rows: np.ndarray) -> Array:
+            rows = np.pad(np.asarray(rows, np.float32), ((0, most - len(rows)), (0, 0)))
+            return jax.device_put(rows, whole)
+
+        self._rows = [padded(rows) for rows in parts.values()]
+        keys = jax.random.split(jax.random.key(settings.seed), len(parts))
+        init = jax.jit(init, out_shardings=whole)
+        self._states = [init(key) for key in keys]
+        self._step = jax.jit(
+            step, in_shardings=(whole, whole, split, split), out_shardings=whole, donate_argnums=0
+        )
+        self._predict = jax.jit(predict, in_shardings=(whole, whole, split), out_shardings=whole)
+
+    def learn(self, z: Float[Array, "B h w C"], target: Float[Array, "B D"]) -> list[Array]:
+        """One step of every part; returns their losses before it, |e - target|^2, unfetched."""
+        found = [
+            self._step(*pair, z, target) for pair in zip(self._states, self._rows, strict=True)
+        ]
+        self._states = [state for state, _ in found]
+        return [loss for _, loss in found]
+
+    def predict(self, z: Float[Array, "B h w C"]) -> list[Float[Array, "B D"]]:
+        """The parts' predictions, unfetched."""
+        pairs = zip(self._states, self._rows, strict=True)
+        return [self._predict(params, rows, z) for (params, _), rows in pairs]
