@@ -3,6 +3,7 @@
 python -m efae_jax evaluate --model MODEL --data DATA --out DIR
 python -m efae_jax compare EVALUATION... --out DIR
 python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
+python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax encode --model MODEL --data DATA --out DIR
 python -m efae_jax embed --model MODEL --data DATA --out DIR
 python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
@@ -88,6 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_reconstruct, stopped="the pictures that are done stay where they are")
 
+    c = commands.add_parser("lerp", help="one image's channels moved towards another's: pictures")
+    c.add_argument("image", type=Path)
+    c.add_argument("target", type=Path)
+    c.add_argument("--model", required=True, help=model_help)
+    own_help = "a run of configs/disentangle.py, or a file; the one that the model carries"
+    c.add_argument("--basis", metavar="BASIS", help=own_help)
+    c.add_argument("--semantic", type=int, help="semantic channels, where the basis says nothing")
+    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--alpha", type=float, default=0.9, help="share of the target; 0.9")
+    c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
+    c.add_argument("--dtype", help=dtype_help)
+    c.set_defaults(run=_lerp, stopped="the pictures that are done stay where they are")
+
     c = commands.add_parser("encode", help="write the latents of a data set, and their statistics")
     c.add_argument("--model", required=True, help=model_help)
     c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
@@ -129,6 +143,22 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
     c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_embed, stopped="the same command goes on")
+
+    basis_help = "a disentangling run's work directory, or a file: safetensors, pt, npy, npz"
+    c = commands.add_parser("probe", help="what semantic and style channels tell of held-out pairs")
+    c.add_argument("--basis", required=True, type=Path, help=basis_help)
+    c.add_argument("--pairs", required=True, type=Path, help="a folder that `embed` has written")
+    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--semantic", type=int, help="semantic channels, where the basis says nothing")
+    c.add_argument("--steps", type=int, default=2_000, help="of the probes' training")
+    c.add_argument("--lr", type=float, default=3e-3, help="of the probes' training, at its start")
+    c.add_argument("--width", type=int, default=16, help="of the probes")
+    c.add_argument("--draws", type=int, default=5, help="of random orthogonal channels")
+    c.add_argument("--limit", type=float, default=3.0, help="of a latent's size, 0 for none")
+    c.add_argument("--num-images", type=int, default=0, help="of the held-out; 0: all")
+    c.add_argument("--batch-size", type=int, default=64, help="of the probes' training")
+    c.add_argument("--seed", type=int, default=0, help="of the probes and of the draws")
+    c.set_defaults(run=_probe, stopped="nothing was written")
 
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
     c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
@@ -192,6 +222,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     reconstruct(args.model, args.images, args.out, **options)
 
 
+def _lerp(args: argparse.Namespace) -> None:
+    from efae_jax.lerp import lerp
+
+    options = {name: getattr(args, name) for name in ("alpha", "size", "dtype", "semantic")}
+    lerp(args.model, args.basis, args.image, args.target, args.out, **options)
+
+
 def _encode(args: argparse.Namespace) -> None:
     _use_all_cores()
     from efae_jax.encode import encode_source
@@ -212,19 +249,36 @@ def _embed(args: argparse.Namespace) -> None:
     embed(args.model, args.out, settings, dtype=args.dtype)
 
 
+def _probe(args: argparse.Namespace) -> None:
+    _use_all_cores()
+    from efae_jax.disentangled import read_basis
+    from efae_jax.disentanglement.command import Settings, probe
+
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    probe(read_basis(args.basis, args.semantic), args.pairs, args.out, settings)
+
+
 def _export(args: argparse.Namespace) -> None:
     import jax
 
     from efae_jax import convert
     from efae_jax.api import load
+    from efae_jax.basis import write_beside
     from efae_jax.convert.verify import verify
+    from efae_jax.disentangled.runs import export_run, is_basis_run
 
+    if is_basis_run(args.workdir):
+        name = export_run(args.workdir, args.out, args.format, args.dtype)
+        print(f"wrote {args.out}, format {name}")
+        return
     if args.format is not None:
         convert.get_format(args.format)
     model = load(args.workdir)
     config, params = model.config, jax.device_get(model.params)
     name, notes = convert.write_model(config, params, args.out, args.format, args.dtype)
     print("\n".join([*notes, f"wrote {args.out}, format {name}"]))
+    if model.basis is not None:
+        print(f"wrote {write_beside(model.basis, args.out)}, the basis that the model carries")
     if args.verify:
         written = convert.read_model(args.out, name)
         print("\n".join(verify(config, params, written, args.out)))
@@ -232,16 +286,34 @@ def _export(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     from efae_jax import convert
+    from efae_jax.basis import FILE, read_beside, to_bytes
     from efae_jax.checkpoint import save_model
+    from efae_jax.convert import sketch
     from efae_jax.convert.verify import verify
+    from efae_jax.disentangled.runs import import_run
+    from efae_jax.models.build import build_autoencoder
 
     if args.workdir.exists():
         raise UserError(f"{args.workdir} is there already; give a new directory")
     options = {name: getattr(args, name) for name in convert.Options._fields}
-    read = convert.read_model(args.source, args.format, convert.Options(**options))
+    try:
+        if args.format == sketch.FORMAT:
+            raise sketch.DisentanglerError
+        read = convert.read_model(args.source, args.format, convert.Options(**options))
+    except sketch.DisentanglerError:
+        given = [name for name, value in options.items() if value is not None]
+        if given or args.verify:
+            flag = (given or ["verify"])[0].replace("_", "-")
+            raise UserError(f"--{flag}: format {sketch.FORMAT} takes no such option") from None
+        print("\n".join(import_run(args.source, args.workdir)))
+        return
     config = json.loads(read.config.to_json_best_effort())
-    save_model(args.workdir, {"autoencoder": read.params}, config)
+    basis = read_beside(Path(args.source), build_autoencoder(read.config).representation.channels)
+    beside = {} if basis is None else {FILE: to_bytes(basis)}
+    save_model(args.workdir, {"autoencoder": read.params}, config, beside)
     print(f"{args.source}: {read.config.model.kind}, format {read.format}")
+    if basis is not None:
+        print(f"with the basis {basis.source}")
     for start, count in sorted(read.ignored.items()):
         print(f"not part of the autoencoder, not imported: {count} tensors {start}*")
     print("\n".join([*read.notes, f"wrote {args.workdir}"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
@@ -23,6 +24,12 @@ from efae_jax.data.splits import files_of, hold_out
 from efae_jax.errors import UserError
 
 _NPY = b"\x93NUMPY"
+# What np.save writes of an array of numbers in C order.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][a-z]\d+)', 'fortran_order': False, "
+    rb"'shape': \(([\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
@@ -36,9 +43,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     """The record that `pack` was given."""
     record = msgpack.unpackb(data)
     return {
-        k: np.load(io.BytesIO(v), allow_pickle=False)
-        if isinstance(v, bytes) and v.startswith(_NPY)
-        else v
+        k: _from_npy(v) if isinstance(v, bytes) and v.startswith(_NPY) else v
         for k, v in record.items()
     }
 
@@ -47,6 +52,16 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _from_npy(data: bytes) -> np.ndarray:
+    # np.load parses the header as Python, for which Python 3.11 fails now and then in threads
+    # ("AST constructor recursion depth mismatch").
+    if header := _HEADER.match(data):
+        shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
+        values = np.frombuffer(data, header[1].decode(), offset=header.end())
+        return values.reshape(shape).copy()
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:

@@ -115,7 +115,11 @@ class Pairs:
         self.folder, self.summary = Path(folder), read_summary(folder)
         self._latents = Latents(folder)
         self._embeddings = Embeddings(self.folder, self.summary["embeddings"])
-        with np.load(self.folder / ARRAYS, allow_pickle=False) as arrays:
+        try:
+            found = np.load(self.folder / ARRAYS, allow_pickle=False)
+        except OSError as error:
+            raise UserError(f"{folder} lacks {ARRAYS}; run `embed` again") from error
+        with found as arrays:
             self._keys = arrays["keys"]
             self._places = np.stack([arrays["latents"], arrays["embeddings"]], axis=1)
             self.prediction = Prediction(arrays["matrix"], arrays["offset"])

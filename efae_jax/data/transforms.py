@@ -116,8 +116,8 @@ def read_picture(
 ) -> UInt8[np.ndarray, "H W C"]:
     """An image at its own size, cropped (centre) to sides that are multiples of `multiple`.
 
-    Otherwise as `Transform` reads images: upright, transparency over white. While it reads,
-    `max_pixels` is Pillow's own limit, too, which all threads share.
+    Otherwise as `Transform` reads images: upright, transparency over white. While it reads more
+    than Pillow's own limit allows, that limit, which all threads share, is `max_pixels`.
 
     Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
     """
@@ -136,7 +136,11 @@ def read_picture(
 
 @contextlib.contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    before = Image.MAX_IMAGE_PIXELS
+    if before is None or max_pixels <= before:  # then threads do not meet here
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         yield
     finally:

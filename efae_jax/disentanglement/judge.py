@@ -19,6 +19,7 @@ from efae_jax.data.pairs import Pairs
 from efae_jax.disentanglement import report
 from efae_jax.disentanglement.measure import Measurement, mean_targets
 from efae_jax.disentanglement.probes import Settings
+from efae_jax.disentanglement.reconstruction import decoded_difference
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, say
 from efae_jax.methods import complete_config
@@ -30,8 +31,8 @@ PLAYER = "disentangler"
 PROTOCOL = (
     "of held-out pairs: fresh embedders, one for each part of the channels, predict the mean of an "
     "image's caption embeddings, and its style embedding; R^2 against the mean of the training "
-    "pairs; recall among the distinct held-out captions (a hit is one of the image's own) and among "
-    "the held-out styles, by Euclidean distance"
+    "pairs; recall among the distinct held-out captions (a hit is one of the image's own) and "
+    "among the held-out styles, by Euclidean distance"
 )
 
 
@@ -171,11 +172,13 @@ def measure(
       mesh, settings, options: as for `Measurement`.
     """
     start = time.monotonic()
-    figures = Measurement(pairs, mesh, settings, **options)(matrix, semantic)
+    measurement = Measurement(pairs, mesh, settings, **options)
+    figures = measurement(matrix, semantic)
     return {
         "semantic": semantic,
         "orthogonality_error": _error(matrix),
         **figures,
+        "reconstruction": decoded_difference(pairs, matrix, measurement.held_out),
         "probes": settings._asdict(),
         "options": {name: options[name] for name in ("batch_size", "draws", "clip")},
         "pairs": {name: pairs.summary[name] for name in ("text", "image", "style", "data")},

@@ -22,7 +22,8 @@ from efae_jax.metrics.subspaces import r_squared, recall, retrieval_ranks
 from efae_jax.sharding import put_batch, whole_batch
 
 TARGETS = ("caption", "style")
-LATE = 4  # raw channels are chosen by the losses of the last quarter of the steps
+# Raw channels are chosen by probes of a quarter of the steps, by their losses in the last quarter.
+SHORT, LATE = 4, 4
 PART = {"caption": "semantic", "style": "style"}  # that should tell a target
 
 
@@ -78,7 +79,8 @@ class Measurement:
         fraction = pairs.summary["test_fraction"]
         self.train = hold_out(pairs, "train", fraction)
         test = hold_out(pairs, "test", fraction)
-        self.test = Subset(test, range(min(num_images or len(test), len(test))))
+        self.held_out = test.indices[: num_images or None]
+        self.test = Subset(pairs, self.held_out)
         summary = pairs.summary
         self.dimensions = {
             "caption": summary["text"]["dimension"],
@@ -124,25 +126,26 @@ class Measurement:
             target: {str(c): parts.raw(c, self.channels) for c in candidates}
             for target, candidates in tried.items()
         }
-        _, _, losses = self._trained(compared, "choosing raw channels")
+        short = self.settings._replace(steps=max(self.settings.steps // SHORT, 1))
+        _, _, losses = self._trained(compared, "choosing raw channels", short)
         return {t: parts.best_raw(tried[t], losses[t], counts[t]) for t in TARGETS}
 
     def _trained(
-        self, compared: dict[str, dict[str, np.ndarray]], label: str
+        self, compared: dict[str, dict[str, np.ndarray]], label: str, settings: Settings
     ) -> tuple[dict[str, Probes], dict[str, np.ndarray], dict[str, list[float]]]:
         """Probes by target, the targets' means over the examples seen, and their late losses."""
         probes = {
-            target: Probes(compared[target], self.dimensions[target], self.settings, self.mesh)
+            target: Probes(compared[target], self.dimensions[target], settings, self.mesh)
             for target in TARGETS
         }
         sums = dict.fromkeys(TARGETS, 0.0)
         late: dict[str, list[Any]] = {target: [] for target in TARGETS}
-        steps = self.settings.steps
+        steps = settings.steps
         batches = data.train_batches(
             self.train,
             self.reader,
             batch_size=self.batch_size,
-            seed=self.settings.seed,
+            seed=settings.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             **self.options,

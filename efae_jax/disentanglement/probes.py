@@ -63,6 +63,8 @@ class Probes:
         )
         optimizer = optax.adam(optax.cosine_decay_schedule(settings.lr, settings.steps))
         whole, split = replicated(mesh), batch_sharding(mesh)
+        # Many programs under way that join several CPU devices wait for each other's threads.
+        self._one_at_a_time = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
         def init(key: Array) -> Any:
             params = net.init(key)
@@ -96,13 +98,16 @@ class Probes:
 
     def learn(self, z: Float[Array, "B h w C"], target: Float[Array, "B D"]) -> list[Array]:
         """One step of every part; returns their losses before it, |e - target|^2, unfetched."""
-        found = [
-            self._step(*pair, z, target) for pair in zip(self._states, self._rows, strict=True)
-        ]
-        self._states = [state for state, _ in found]
-        return [loss for _, loss in found]
+        losses = []
+        for i, rows in enumerate(self._rows):
+            self._states[i], loss = self._step(self._states[i], rows, z, target)
+            losses.append(self._paced(loss))
+        return losses
 
     def predict(self, z: Float[Array, "B h w C"]) -> list[Float[Array, "B D"]]:
         """The parts' predictions, unfetched."""
         pairs = zip(self._states, self._rows, strict=True)
-        return [self._predict(params, rows, z) for (params, _), rows in pairs]
+        return [self._paced(self._predict(params, rows, z)) for (params, _), rows in pairs]
+
+    def _paced(self, result: Array) -> Array:
+        return result.block_until_ready() if self._one_at_a_time else result

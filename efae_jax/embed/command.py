@@ -91,7 +91,7 @@ def embed(
     out = Path(out)
     if not 0 < settings.test_fraction < 1:
         raise UserError(f"--test-fraction {settings.test_fraction}: it must be between 0 and 1")
-    shards, source, described = _prepared(model_source, out, settings, dtype).plan()
+    shards, source, described = _Prepared(model_source, out, settings, dtype).plan()
     text, image = make_embedders(
         clip=settings.clip,
         text=settings.text,
@@ -106,7 +106,7 @@ def embed(
     embeddings.run(jax.process_index(), jax.process_count())
     # Out of memory before the autoencoder comes.
     embeddings.text = embeddings.image = text = image = None
-    extractor = _prepared(model_source, out, settings, dtype).extractor
+    extractor = _Prepared(model_source, out, settings, dtype).extractor
     say(f"encoding them, resized and cropped to {'x'.join(map(str, extractor.transform.size))}")
     extractor.run(jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
@@ -124,7 +124,7 @@ def embed(
     return json.loads((out / SUMMARY).read_text())
 
 
-class _prepared:
+class _Prepared:
     """The source, and the extractor with its model, opened and checked."""
 
     def __init__(self, model_source: Any, out: Path, settings: Settings, dtype: str | None):
@@ -138,6 +138,7 @@ class _prepared:
             num_images=settings.num_images,
             max_bad=settings.max_bad,
         )
+        _check_held_out(self.source, settings.test_fraction)
         self.described = {
             **describe(self.source),
             "source": settings.data,
@@ -164,6 +165,15 @@ class _prepared:
     def plan(self) -> tuple[int, Source, dict[str, Any]]:
         """What the embeddings need of it; the model is not kept."""
         return self.extractor.settings.shards, self.source, self.described
+
+
+def _check_held_out(source: Source, fraction: float) -> None:
+    held = sum(is_held_out(source.key(i), fraction) for i in range(len(source)))
+    if not 0 < held < len(source):
+        raise UserError(
+            f"--test-fraction {fraction}: {held} of the {len(source)} images would be held out; "
+            "there must be some to train on and some to test on: give another, or more images"
+        )
 
 
 def _size(model: Any, size: int | None) -> tuple[int, int]:
@@ -202,6 +212,7 @@ def _join(
             fit.add(pair["captions"], pair["image"])
     joint = record["text"]["space"] == record["image"]["space"]
     prediction = same_space(record["image"]["dimension"]) if joint else fit.solve()
+    (out / SUMMARY).unlink(missing_ok=True)  # of another --test-fraction
     temporary = out / f".{ARRAYS}.partial"
     with temporary.open("wb") as file:
         places = {"latents": in_latents, "embeddings": in_embeddings}

@@ -17,7 +17,7 @@ from efae_jax.checkpoint import differences
 from efae_jax.data.array_records import write_records
 from efae_jax.data.pairs import MOST_CAPTIONS, embeddings_path
 from efae_jax.data.splits import Source
-from efae_jax.data.transforms import read_picture
+from efae_jax.data.transforms import Transform, read_picture
 from efae_jax.embedders import Captioned, ImageEmbedder, TextEmbedder
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import say, track
@@ -120,10 +120,12 @@ class EmbeddingShards:
     ) -> Iterator[tuple[int, Captioned, np.ndarray, np.ndarray]]:
         """(number, example, caption embeddings, image embedding), a block at a time."""
         unreadable: list[str] = []
+        blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
         with ThreadPoolExecutor(THREADS) as threads:
-            for start in range(0, len(indices), BLOCK):
-                block = indices[start : start + BLOCK]
-                read = list(threads.map(self._read, block))
+            ahead = threads.map(self._read, blocks[0])
+            for block, following in zip(blocks, [*blocks[1:], ()], strict=True):
+                read = list(ahead)
+                ahead = threads.map(self._read, following)  # while this block is embedded
                 examples = [
                     (i, e) for i, e in zip(block, read, strict=True) if not isinstance(e, str)
                 ]
@@ -151,7 +153,9 @@ class EmbeddingShards:
         try:
             record, image = self.source[index], None
             if self.image.needs_image:
-                image = Image.fromarray(read_picture(record["image"], channels=3, multiple=1))
+                # The same limit as the encoder's.
+                found = read_picture(record["image"], max_pixels=Transform.max_pixels)
+                image = Image.fromarray(found)
             key = self.source.key(index)
             return Captioned(key, image, record["captions"], record.get("factors"))
         except Exception as error:  # decoders meet damage with errors of every kind

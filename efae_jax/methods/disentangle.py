@@ -129,7 +129,7 @@ class Disentangle(Method):
         u = change_channels(W, clip(batch["latent"], self.config.latent.clip))
         found = self.disentangler.embed(own, u)
         metrics = {
-            name: _distance(form, embedding, target)
+            name: distance(form, embedding, target)
             for name, embedding, target in zip(
                 ("semantic", "style"), found, (text_BT, style_BI), strict=True
             )
@@ -159,7 +159,8 @@ def orthogonality_loss(form: str, W: jax.Array) -> jax.Array:
     return squares.mean() if form == "mse" else squares.sum()
 
 
-def _distance(form: str, embedding_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
+def distance(form: str, embedding_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
+    """How far embeddings are from their targets, for each example: a form of `FORMS`."""
     difference = embedding_BD - target_BD
     if form == "l1":
         return jnp.abs(difference).mean(axis=-1)

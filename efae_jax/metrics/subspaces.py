@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+TIE = 1e-6  # of the largest distance: what float32 does not tell apart
+
 
 def principal_angles(
     a_KxC: Float[np.ndarray, "K C"], b_KxC: Float[np.ndarray, "K C"]
@@ -27,11 +29,10 @@ def principal_angles(
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"principal_angles: got {a.shape} and {b.shape}, need two [K, C]")
     for rows in (a, b):
-        if np.abs(rows @ rows.T - np.eye(len(rows))).max() > 1e-3:
+        if not np.abs(rows @ rows.T - np.eye(len(rows))).max() <= 1e-3:  # NaN neither
             raise ValueError("principal_angles: the rows are not orthonormal")
     cosines = np.linalg.svd(b @ a.T, compute_uv=False)[::-1]
-    sines = np.linalg.svd(b - (b @ a.T) @ a, compute_uv=False)[: len(a)]
-    sines = np.pad(sines, (0, len(a) - len(sines)))
+    sines = np.linalg.svd(b - (b @ a.T) @ a, compute_uv=False)
     angles = np.where(
         sines < 0.7, np.arcsin(np.minimum(sines, 1)), np.arccos(np.minimum(cosines, 1))
     )
@@ -65,8 +66,7 @@ def retrieval_ranks(
     """How many candidates lie nearer to a prediction than the nearest of its own, for each.
 
     Distances are Euclidean: among candidates of one length that is the order of the cosines. A
-    candidate as near as its own counts against it, so that predictions that are all equal find
-    nothing.
+    candidate as near as its own counts against it: nothing is found by not telling them apart.
 
     Args:
       found_ND: predictions.
@@ -88,7 +88,8 @@ def retrieval_ranks(
             np.put_along_axis(chosen, mine.astype(np.int64) % (len(candidates) + 1), True, axis=1)
             mine = chosen[:, :-1]
         nearest = np.where(mine, distance, np.inf).min(axis=1, keepdims=True)
-        ranks.append(((distance <= nearest) & ~mine).sum(axis=1))
+        rounding = TIE * np.abs(distance).max(axis=1, keepdims=True)
+        ranks.append(((distance <= nearest + rounding) & ~mine).sum(axis=1))
     return np.concatenate(ranks)
 
 
