@@ -1,6 +1,6 @@
 """Configs so small that their programs compile in seconds; shared by the tests that train."""
 
-from configs import aura_equivae, efae, eq_vae
+from configs import aura_equivae, disentangle, efae, eq_vae
 from efae_jax import recipes
 
 
@@ -47,17 +47,27 @@ def tiny_eq(**overrides):
     return _smaller(config, overrides)
 
 
+def tiny_disentangle(**overrides):
+    """Disentangling's `smoke` made smaller; data__path names the pairs."""
+    config = disentangle.get_config("smoke")
+    with config.unlocked():
+        config.model.blocks = 1
+        config.eval.steps = 8
+    return _smaller(config, overrides)
+
+
 def _smaller(config, overrides):
     with config.unlocked():
-        config.data.num_train = 96
-        config.data.num_test = 21
+        if config.data.source == "glyphs":
+            config.data.num_train = 96
+            config.data.num_test = 21
+            config.eval.pictures = 2
         config.data.num_threads = 1
         config.train.batch_size = 8
         config.train.steps = 6
         config.log.every = 2
         config.checkpoint.every = 3
         config.eval.batch_size = 8
-        config.eval.pictures = 2
         config.mesh.data = 1
         for name, value in overrides.items():
             field = config

@@ -95,7 +95,9 @@ class Measurement:
         compared = parts.compared(matrix, semantic, self.draws, self.settings.seed)
         for target, chosen in raw.items():
             compared[f"raw {PART[target]}"] = parts.raw(chosen, self.channels)
-        probes, means, _ = self._trained(dict.fromkeys(TARGETS, compared), "training probes")
+        probes, means, _ = self._trained(
+            dict.fromkeys(TARGETS, compared), "training probes", self.settings
+        )
         found, held, moments = self._held_out(probes, matrix)
         rows = {name: {"channels": len(rows)} for name, rows in compared.items()}
         for target in TARGETS:
