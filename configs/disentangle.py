@@ -66,6 +66,7 @@ def _disentangle(c: ConfigDict) -> None:
     c.loss.form = "distance"  # distance; mse, l1: as published
     c.loss.orthogonality = 1.0  # weight, soft only
 
+    del c.train.remat  # there is little to recompute
     c.ema.decay = 0.0
     c.optim.b2 = 0.999
     c.optim.clip = 0.0
@@ -77,7 +78,7 @@ def _disentangle(c: ConfigDict) -> None:
     c.eval.num_images = 0  # held-out pairs; 0: all
     c.eval.draws = 5  # of random orthogonal bases
     c.eval.steps = 2_000  # of the probes
-    c.eval.lr = 2e-3
+    c.eval.lr = 3e-3
 
 
 def _taesd4(c: ConfigDict) -> None:
@@ -107,9 +108,10 @@ def _kl16(c: ConfigDict) -> None:
 def _glyphs(c: ConfigDict) -> None:
     c.model.width = 16
     c.train.batch_size = 64
-    c.train.steps = 3_000
-    c.optim.lr = 2e-3
-    c.checkpoint.every = 1_000
+    c.train.steps = 1_500
+    c.optim.lr = 3e-3
+    c.checkpoint.every = 500
+    c.eval.steps = 600
 
 
 def _smoke(c: ConfigDict) -> None:

@@ -23,6 +23,7 @@ from efae_jax.optim import make_optimizer
 from efae_jax.state import init_state, make_train_step
 
 SEEDS = 3
+CONSTANT = {"optim__schedule": "constant", "optim__warmup": 0, "eval__every": 3}
 
 
 def method_of(channels=4, dimension=6, **overrides):
@@ -183,15 +184,14 @@ def trained(pairs, tmp_path_factory):
         whole = train.make_mesh
         patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
         workdir = tmp_path_factory.mktemp("run")
-        state = train.train(config_of(pairs, eval__every=3), workdir)
+        state = train.train(config_of(pairs, **CONSTANT), workdir)
         return workdir, jax.device_get(state)
 
 
 def test_a_run_is_resumed_exactly(trained, pairs, tmp_path, only_one_device):
     _, expected = trained
-    config = config_of(pairs, train__steps=3)
-    train.train(config, tmp_path)
-    resumed = train.train(config_of(pairs), tmp_path)
+    train.train(config_of(pairs, **CONSTANT, train__steps=3), tmp_path)
+    resumed = train.train(config_of(pairs, **CONSTANT), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), expected)
 
 
@@ -247,7 +247,9 @@ def test_what_does_not_fit(pairs, tmp_path):
     message = error_of(complete_config, config_of(pairs, data__text=7))
     assert "config.data.text=7 is not 6, that of" in message
     semantic = complete_config(config_of(pairs, model__semantic=4))
-    assert "4 semantic of 4 channels; allowed are 1 to 3" in error_of(train.Run, semantic)
+    assert "4 semantic of 4 channels; allowed are 1 to 3" in error_of(
+        train.Run, semantic, jax.devices()[:1]
+    )
     for field, value, words in (
         ("draws", 1, "config.eval.draws=1 must be at least 2"),
         ("lr", 0.0, "config.eval.lr=0.0 must be positive"),

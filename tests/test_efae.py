@@ -259,7 +259,10 @@ def test_perturbations_have_their_kind_and_size(shape):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"method": "vae"}, "config.method='vae' is not one of efae, aura_equivae, eq_vae"),
+        (
+            {"method": "vae"},
+            "config.method='vae' is not one of efae, aura_equivae, eq_vae, disentangle",
+        ),
         ({"flow__time": "beta"}, "config.flow.time='beta' is not one of uniform, logit_normal"),
         (
             {"latent__noise": "pink"},

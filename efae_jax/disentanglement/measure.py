@@ -95,8 +95,9 @@ class Measurement:
         compared = parts.compared(matrix, semantic, self.draws, self.settings.seed)
         for target, chosen in raw.items():
             compared[f"raw {PART[target]}"] = parts.raw(chosen, self.channels)
+        most = max(len(rows) for rows in compared.values())
         probes, means, _ = self._trained(
-            dict.fromkeys(TARGETS, compared), "training probes", self.settings
+            dict.fromkeys(TARGETS, compared), most, "training probes", self.settings
         )
         found, held, moments = self._held_out(probes, matrix)
         rows = {name: {"channels": len(rows)} for name, rows in compared.items()}
@@ -129,20 +130,25 @@ class Measurement:
             for target, candidates in tried.items()
         }
         short = self.settings._replace(steps=max(self.settings.steps // SHORT, 1))
-        _, _, losses = self._trained(compared, "choosing raw channels", short)
+        most = max(counts.values())  # as of the probes that follow: the same programs serve
+        _, _, losses = self._trained(compared, most, "choosing raw channels", short)
         return {t: parts.best_raw(tried[t], losses[t], counts[t]) for t in TARGETS}
 
     def _trained(
-        self, compared: dict[str, dict[str, np.ndarray]], label: str, settings: Settings
+        self,
+        compared: dict[str, dict[str, np.ndarray]],
+        most: int,
+        label: str,
+        settings: Settings,
     ) -> tuple[dict[str, Probes], dict[str, np.ndarray], dict[str, list[float]]]:
         """Probes by target, the targets' means over the examples seen, and their late losses."""
         probes = {
-            target: Probes(compared[target], self.dimensions[target], settings, self.mesh)
-            for target in TARGETS
+            target: Probes(compared[target], most, size, settings, self.mesh)
+            for target, size in self.dimensions.items()
         }
         sums = dict.fromkeys(TARGETS, 0.0)
         late: dict[str, list[Any]] = {target: [] for target in TARGETS}
-        steps = settings.steps
+        steps, losses = settings.steps, []
         batches = data.train_batches(
             self.train,
             self.reader,
@@ -157,12 +163,12 @@ class Measurement:
                 batch = next(batches)
                 z, targets = self._inputs(batch)
                 device = put_batch(self.mesh, {"z": z, **targets})
+                jax.block_until_ready(losses)  # the host would run far ahead
                 for target in TARGETS:
                     sums[target] = sums[target] + targets[target].mean(axis=0, dtype=np.float64)
                     losses = probes[target].learn(device["z"], device[target])
                     if step >= steps - max(steps // LATE, 1):
                         late[target].append(losses)
-                jax.block_until_ready(losses)  # the host would run far ahead
         finally:
             batches.close()
         means = {target: sums[target] / steps for target in TARGETS}
@@ -232,9 +238,6 @@ class Measurement:
 
 def mean_targets(prediction: Prediction, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The mean of each image's caption embeddings, and what its own embedding has beyond it."""
-    caption = batch["captions"].sum(axis=1) / batch["count"][:, None]
+    caption = batch["captions"].sum(axis=1) / batch["count"][:, None].astype(np.float32)
     expected = caption @ prediction.matrix + prediction.offset
-    return {
-        "caption": caption.astype(np.float32),
-        "style": (batch["image"] - expected).astype(np.float32),
-    }
+    return {"caption": caption, "style": batch["image"] - expected}
