@@ -196,10 +196,11 @@ def write(record: dict[str, Any], out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
-    table = report.table(record)
-    console.print(table)
+    table, words = report.table(record), "\n".join(report.words(record))
     with (out / "figures.txt").open("w") as file:
-        type(console)(file=file, width=110).print(table)
+        for target in (console, type(console)(file=file, width=120, soft_wrap=True)):
+            target.print(table)
+            target.print(words, markup=False, highlight=False)
     report.draw(record, out / "figures.png")
     say(f"figures: {out}/figures.json, figures.png")
 

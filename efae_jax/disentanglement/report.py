@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 INK, PALE, GREY = "#1b1b1f", "#6b6b76", "#b9b9c3"
 COLOURS = {"semantic": "#2f6fde", "style": "#d9722e", "random": GREY, "raw": "#5b5b66"}
 FIGURES = {"r2": "R²", "recall_1": "R@1", "recall_5": "R@5"}
+SPACES = {"raw": "raw channels", "basis": "channels of the basis"}
 TARGETS = {"caption": "caption embedding", "style": "style embedding"}
 
 
@@ -73,6 +74,33 @@ def table(record: dict[str, Any]) -> Table:
     images = record["images"]["held_out"]
     title = f"what channels tell of {images:,} held-out images (R@k: recall among the k nearest)"
     return figures_table(title, ["channels", "", *heads], rows)
+
+
+def words(record: dict[str, Any]) -> list[str]:
+    """What the basis costs, and how near to normal the channels are before it and in it."""
+    trained = record.get("trained_orthogonality_error", record["orthogonality_error"])
+    there = record["reconstruction"]
+    decoded = there.get("missing") or (
+        f"decode(QᵀQ z) against decode(z): {there['psnr']:.0f} dB, {there['images']} images"
+    )
+    back = record["latent"]["reconstruction_error"]
+    return [
+        f"max |QᵀQ - 1|: {record['orthogonality_error']:.1e} (of the matrix as trained "
+        f"{trained:.1e}); |QᵀQ z - z| / |z|: {back:.1e}; {decoded}",
+        *(f"{label}: {_moments(record['latent'][name])}" for name, label in SPACES.items()),
+    ]
+
+
+def _moments(figures: dict[str, Any]) -> str:
+    shown = [
+        f"{label} {min(figures[name]):.2f} to {max(figures[name]):.2f}"
+        for name, label in (
+            ("mean", "mean"),
+            ("std", "std"),
+            ("excess_kurtosis", "excess kurtosis"),
+        )
+    ]
+    return f"{', '.join(shown)}, mean |correlation| {figures['mean_abs_correlation']:.2f}"
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
