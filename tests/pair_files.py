@@ -56,7 +56,9 @@ def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def write_pairs(folder, latents, captions, images, prediction=None, test_fraction=0.2, counts=None):
+def write_pairs(
+    folder, latents, captions, images, prediction=None, test_fraction=0.2, counts=None, texts=None
+):
     """A folder for `data.pairs.Pairs`; keys are "0", "1", ...
 
     Args:
@@ -65,9 +67,14 @@ def write_pairs(folder, latents, captions, images, prediction=None, test_fractio
       prediction: of image embeddings from captions'; by least squares of the training pairs
         unless given.
       counts: of pairs in each shard; one shard unless given.
+      texts: the captions themselves, N lists; all different unless given.
+      texts: of the captions, a list for each image; all different unless given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keys = [str(i) for i in range(len(latents))]
+    texts = texts or [
+        [f"caption {n} of {i}" for n in range(len(c))] for i, c in enumerate(captions)
+    ]
     (text,), (image,) = captions[0].shape[1:], images.shape[1:]
     fit = LeastSquares(text, image)
     for key, caption, embedding in zip(keys, captions, images, strict=True):
@@ -88,7 +95,9 @@ def write_pairs(folder, latents, captions, images, prediction=None, test_fractio
             (
                 {
                     "index": int(i),
-                    "texts": [f"caption {n} of {i}" for n in range(len(captions[i]))],
+                    "texts": texts[i]
+                    if texts
+                    else [f"caption {n} of {i}" for n in range(len(captions[i]))],
                     "captions": captions[i],
                     "image": images[i],
                 }
@@ -100,6 +109,7 @@ def write_pairs(folder, latents, captions, images, prediction=None, test_fractio
         keys=np.array(keys),
         latents=places,
         embeddings=places,
+        **{f"{name}_mean": mean for name, mean in fit.means(prediction).items()},
         **prediction._asdict(),
     )
     of_latents = {

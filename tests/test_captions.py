@@ -15,6 +15,7 @@ from PIL import Image
 
 from efae_jax.data import Transform, eval_batches
 from efae_jax.data.captions import CaptionError, open_captioned
+from efae_jax.data.captions.texts import captions_of_json
 from efae_jax.data.glyphs import TEST_OFFSET
 from efae_jax.errors import UserError
 
@@ -440,3 +441,9 @@ def test_unknown_data(tmp_path, monkeypatch):
     assert keys(opened("./coco")) == ["a.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert keys(opened("folder:~/coco")) == keys(opened("~/coco")) == ["a.png"]
+
+
+def test_half_a_surrogate_pair_can_be_written():
+    """JSON allows it, UTF-8 does not."""
+    (caption,) = captions_of_json(b'{"caption": "dog \\ud83d"}', "x.json")
+    assert caption.encode() == b"dog ?"

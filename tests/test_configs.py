@@ -116,6 +116,6 @@ def test_every_field_is_read(read, tmp_path):
     text = "".join(p.read_text() for p in (train.Path(train.__file__).parent).glob("*.py"))
     for field in loop:
         assert f"config.{field}" in text
-    # Read when a run starts with pretrained networks; written by an import, for the record.
-    record = {"loss.perceptual_weights", "model.source", "model.stored"}
+    # Read when a run starts with pretrained networks; written for the record, and compared.
+    record = {"loss.perceptual_weights", "model.source", "model.stored", "data.identity"}
     assert set(leaves(config)) - seen - loop - record == set()

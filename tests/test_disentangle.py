@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_both_embedders_and_the_matrix(form):
     own = params["disentangler"]
     own["transform"]["matrix"] += 0.1 * jax.random.normal(jax.random.key(1), (4, 4))
     W, batch = own["transform"]["matrix"], a_batch(np.random.default_rng(0), 3, 4, 6, captions=1)
-    batch["latent"][0] = 9.0  # beyond the limit of 3
+    batch["latent"][0] = [9.0, 1.0, -7.0, 0.5]  # the limit is 3
     frozen = {"matrix": 0.3 * np.ones((6, 6)), "offset": np.arange(6.0)}
     u = np.clip(batch["latent"], -3, 3) @ np.asarray(W).T
     text = batch["captions"][:, 0]
@@ -79,8 +79,9 @@ def test_the_loss_is_that_of_both_embedders_and_the_matrix(form):
     np.testing.assert_allclose(found.metrics["orthogonality"], excess, rtol=1e-5)
 
 
-def test_an_orthogonal_matrix_costs_nothing():
-    method = method_of(loss__orthogonality=1e6)
+def test_an_exact_matrix_costs_nothing(monkeypatch):
+    monkeypatch.setattr("efae_jax.methods.disentangle.orthogonality_loss", lambda *_: 1.0)
+    method = method_of(loss__orthogonality=1.0)
     params, batch = method.init(jax.random.key(0)), a_batch(np.random.default_rng(0), 3, 4, 6)
     params["disentangler"]["transform"]["free"] += 0.3 * np.arange(16.0).reshape(4, 4)
     found = outcome(method, params, batch, joint(6))
@@ -257,3 +258,17 @@ def test_what_does_not_fit(pairs, tmp_path):
     ):
         config = complete_config(config_of(pairs, **{f"eval__{field}": value}))
         assert words in error_of(train.Run, config, jax.devices()[:1])
+
+
+def test_a_run_does_not_go_on_with_other_pairs(trained, pairs):
+    """What was held out may have been trained on: the config knows the split and the embedders."""
+    path = pairs / "pairs.json"
+    before = path.read_text()
+    for name, value in (
+        ("test_fraction", 0.4),
+        ("text", {**json.loads(before)["text"], "name": "b"}),
+    ):
+        path.write_text(json.dumps({**json.loads(before), name: value}))
+        message = error_of(train.train, config_of(pairs, **CONSTANT), trained[0])
+        assert "holds a run of another config (config.data.identity: " in message
+    path.write_text(before)

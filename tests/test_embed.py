@@ -188,6 +188,16 @@ def test_the_prediction_is_fitted_to_training_pairs_only(plain):
     np.testing.assert_allclose(plain.prediction.offset, b, rtol=1e-4, atol=1e-6)
 
 
+def test_the_means_are_of_the_training_pairs(plain):
+    """Each image counts once, however many captions it has."""
+    records = [r for r in records_of(plain) if not is_held_out(r["key"], FRACTION)]
+    text = np.stack([r["captions"].mean(axis=0) for r in records])
+    style = np.stack([r["image"] for r in records])
+    style = style - text @ plain.prediction.matrix - plain.prediction.offset
+    np.testing.assert_allclose(plain.means["caption"], text.mean(axis=0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(plain.means["style"], style.mean(axis=0), rtol=0, atol=1e-6)
+
+
 def lstsq(t, i):
     """Of all least-squares solutions that of the smallest A, whatever the offset."""
     t, i = np.asarray(t, np.float64), np.asarray(i, np.float64)
@@ -477,6 +487,21 @@ def test_what_was_made_otherwise_is_refused(kl, folder, plain, tmp_path, embedde
     message = error_of(made, changed, folder, plain.folder)
     assert "model.config.norm_eps: 1e-06 there, 1e-05 given" in message
     assert files(plain.folder) == before
+
+
+def test_nothing_is_refused_for_the_sake_of_a_run_that_made_nothing(
+    kl, folder, tmp_path, embedders
+):
+    embedders[1].last = "00.png"
+    with pytest.raises(KeyboardInterrupt):
+        made(kl, folder, tmp_path / "pairs")
+    embedders[1].last, embedders[0].name = None, "others"
+    assert made(kl, folder, tmp_path / "pairs", shards=1).summary["text"]["name"] == "others"
+
+
+def test_few_captions_for_least_squares_are_warned_of(kl, folder, tmp_path, embedders, caplog):
+    made(kl, folder, tmp_path / "few", shards=1, num_images=4, test_fraction=0.5)
+    assert "captions are few to predict images from 3 numbers" in caplog.text
 
 
 def test_latents_may_be_samples(kl, folder, plain, tmp_path, embedders):

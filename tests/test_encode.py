@@ -275,7 +275,9 @@ def test_mistakes_are_one_line(kl, model, images, tmp_path, capsys):
 def test_the_record_says_in_which_type_it_was_computed(kl, images, tmp_path):
     """bfloat16 latents are not those of float32, whatever "auto" means where they are made."""
     auto, half = (efae_jax.load(kl, dtype=dtype) for dtype in ("auto", "bfloat16"))
-    assert extractor(auto, images, tmp_path / "out").record["dtype"] == "float32"
+    first = extractor(auto, images, tmp_path / "out")
+    assert first.record["dtype"] == "float32"
+    first.run()
     message = error_of(extractor, half, images, tmp_path / "out")
     assert "dtype: 'float32' there, 'bfloat16' given" in message
 

@@ -114,6 +114,11 @@ def test_pairs_are_what_was_written(made, folder):
     np.testing.assert_array_equal(pairs.prediction.matrix, np.ones((3, 6)))
     np.testing.assert_array_equal(pairs.prediction.offset, np.arange(6))
     assert pairs.summary["text"]["dimension"] == 3
+    train = [i for i in range(COUNT) if not is_held_out(str(i), FRACTION)]
+    text = np.mean([made.captions[i].mean(axis=0) for i in train], axis=0)
+    np.testing.assert_allclose(pairs.means["caption"], text, rtol=0, atol=1e-6)
+    style = made.images[train].mean(axis=0) - text.sum() - np.arange(6)
+    np.testing.assert_allclose(pairs.means["style"], style, rtol=0, atol=1e-5)
 
 
 def test_the_two_halves_of_a_pair_lie_where_the_folder_says(made, folder, tmp_path):

@@ -169,6 +169,14 @@ def test_what_tells_no_candidates_apart_finds_nothing():
     assert recall(ranks, 1) == 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_prediction_that_is_not_finite_finds_nothing(value):
+    found = np.array([[value, 0], [0, 1.0]])
+    ranks = retrieval_ranks(found, np.eye(2), np.array([[0], [1]]))
+    assert ranks.tolist() == [1, 0]
+
+
 def test_neighbours_are_told_apart_far_from_the_origin():
     rng = np.random.default_rng(1)
     candidates = 1e3 + 1e-3 * rng.integers(-500, 500, (40, 8))

@@ -16,6 +16,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -104,6 +105,7 @@ class Pairs:
       summary: what `pairs.json` says: {"text", "image": {"name", "space", "dimension"}, "style",
         "test_fraction", "latents": the latents' own summary, ...}.
       prediction: of image embeddings from captions'.
+      means: of the training pairs' "caption" [T] (the mean of each image's) and "style" [I].
 
     Raises:
       UserError: when the folder is not complete.
@@ -123,6 +125,7 @@ class Pairs:
             self._keys = arrays["keys"]
             self._places = np.stack([arrays["latents"], arrays["embeddings"]], axis=1)
             self.prediction = Prediction(arrays["matrix"], arrays["offset"])
+            self.means = {name: arrays[f"{name}_mean"] for name in ("caption", "style")}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -172,6 +175,29 @@ class PairReader:
             "count": np.int32(1),
             "image": np.zeros(self.image, np.float32),
         }
+
+
+class NamingReader(PairReader):
+    """As `PairReader`, with "names" uint32 [5, 2]: a hash of each caption's text, zeros for none.
+
+    Equal texts have equal names, whatever rounding has left of their embeddings.
+    """
+
+    def example(self, record: dict[str, Any], random: Random) -> dict[str, np.ndarray]:
+        """The arrays of a record, with the captions' names."""
+        found = super().example(record, random)
+        texts, captions = record["texts"], record["captions"]
+        contents = [text.encode("utf-8", "replace") for text in texts]
+        if len(texts) != len(captions):  # a user's own embeddings need not be of these captions
+            contents = [row.tobytes() for row in captions]
+        for row, content in enumerate(contents):
+            digest = blake2b(content, digest_size=8).digest()
+            found["names"][row] = np.frombuffer(digest, np.uint32)
+        return found
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """Zeros, and a count of one."""
+        return {**super().blank(), "names": np.zeros((MOST_CAPTIONS, 2), np.uint32)}
 
 
 def open_pairs(config: Any, split: str) -> Subset:

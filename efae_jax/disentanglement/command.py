@@ -45,7 +45,7 @@ def probe(basis: Basis, folder: str | Path, out: Path, settings: Settings) -> di
       UserError: for what is not there or does not fit.
     """
     for name, least in (("steps", 1), ("draws", 2), ("width", 1), ("num_images", 0), ("limit", 0)):
-        if getattr(settings, name) < least:
+        if not getattr(settings, name) >= least:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {getattr(settings, name)}: it must be at least {least}")
     if not settings.lr > 0:

@@ -16,6 +16,7 @@ from efae_jax import data, groups
 from efae_jax.api import restore_player
 from efae_jax.checkpoint import check_config
 from efae_jax.data.pairs import Pairs
+from efae_jax.data.splits import Subset
 from efae_jax.disentanglement import report
 from efae_jax.disentanglement.measure import Measurement, mean_targets
 from efae_jax.disentanglement.probes import Settings
@@ -28,6 +29,7 @@ from efae_jax.models.disentangler import Disentangler, build_disentangler, chang
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 PLAYER = "disentangler"
+PAIRS = ("text", "image", "style", "data", "test_fraction")  # of their summary, for the record
 PROTOCOL = (
     "of held-out pairs: fresh embedders, one for each part of the channels, predict the mean of an "
     "image's caption embeddings, and its style embedding; R^2 against the mean of the training "
@@ -47,8 +49,9 @@ class Evaluator:
 
     def __init__(self, disentangler: Disentangler, config: Any, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.source = data.make_source(config.data, "test")
-        self.prediction = Pairs(config.data.path).prediction
+        source = data.make_source(config.data, "test")
+        some = range(min(config.eval.num_images or len(source), len(source)))
+        self.source, self.pairs = Subset(source, some), Pairs(config.data.path)
 
         def embed(params: Any, z: jax.Array) -> tuple[jax.Array, jax.Array]:
             # In the basis that training would end with here.
@@ -63,12 +66,12 @@ class Evaluator:
         """{"caption_r2", "style_r2", "orthogonality_error"}: flat, for curves.
 
         The captions' embeddings are the means of each image's, and R^2 is against the mean of the
-        held-out ones.
+        training pairs, as at the end.
 
         Raises:
           RunError: when no pair could be read.
         """
-        squares, sums, count = np.zeros((2, 2)), [0.0, 0.0], 0
+        squares, count = np.zeros((2, 2)), 0
         batches = data.eval_batches(
             self.source,
             data.make_reader(self.config.data, train=False),
@@ -84,15 +87,14 @@ class Evaluator:
             found = jax.device_get(self._embed(params, device["z"]))
             mask = whole_batch(self.mesh, batch["mask"])
             count += int(mask.sum())
-            targets = mean_targets(self.prediction, batch).values()
-            for i, (e, target) in enumerate(zip(found, targets, strict=True)):
+            targets = mean_targets(self.pairs.prediction, batch)
+            for i, (e, (name, target)) in enumerate(zip(found, targets.items(), strict=True)):
                 t = whole_batch(self.mesh, target)[mask].astype(np.float64)
-                squares[i] += [np.square(e[mask] - t).sum(), np.square(t).sum()]
-                sums[i] = sums[i] + t.sum(axis=0)
+                known = self.pairs.means[name]
+                squares[i] += [np.square(e[mask] - t).sum(), np.square(known - t).sum()]
         if not count:
             raise RunError("evaluation: none of the held-out pairs could be read")
-        spread = [squares[i, 1] - np.square(sums[i]).sum() / count for i in range(2)]
-        r2 = [float(1 - squares[i, 0] / spread[i]) for i in range(2)]
+        r2 = (1 - squares[:, 0] / squares[:, 1]).tolist()
         error = float(self._error(params))
         return {"caption_r2": r2[0], "style_r2": r2[1], "orthogonality_error": error}
 
@@ -181,7 +183,7 @@ def measure(
         "reconstruction": decoded_difference(pairs, matrix, measurement.held_out),
         "probes": settings._asdict(),
         "options": {name: options[name] for name in ("batch_size", "draws", "clip")},
-        "pairs": {name: pairs.summary[name] for name in ("text", "image", "style", "data")},
+        "pairs": {name: pairs.summary[name] for name in PAIRS},
         "model": pairs.summary["latents"]["model"],
         "protocol": PROTOCOL,
         "seconds": round(time.monotonic() - start, 1),

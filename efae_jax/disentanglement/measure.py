@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from efae_jax import data
-from efae_jax.data.pairs import PairReader, Pairs, Prediction
+from efae_jax.data.pairs import NamingReader, Pairs, Prediction
 from efae_jax.data.splits import Subset, hold_out
 from efae_jax.disentanglement import parts
 from efae_jax.disentanglement.probes import Probes, Settings
+from efae_jax.errors import RunError
 from efae_jax.logs import track
 from efae_jax.metrics.latent_moments import LatentMoments
 from efae_jax.metrics.subspaces import r_squared, recall, retrieval_ranks
@@ -58,6 +59,10 @@ class Measurement:
       clip: limit of a latent's absolute value; 0 for none.
       num_images: held-out pairs at most; 0 for all.
       threads: that read.
+      max_bad: unreadable pairs that do not end the run.
+
+    Raises:
+      RunError: a probe that diverged, or no pair that could be read.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Measurement:
             "caption": summary["text"]["dimension"],
             "style": summary["image"]["dimension"],
         }
-        self.reader = PairReader(tuple(summary["latents"]["shape"]), *self.dimensions.values())
+        self.reader = NamingReader(tuple(summary["latents"]["shape"]), *self.dimensions.values())
         self.channels = self.reader.latent[-1]
 
     def __call__(self, matrix: Float[np.ndarray, "C C"], semantic: int) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class Measurement:
         for target, chosen in raw.items():
             compared[f"raw {PART[target]}"] = parts.raw(chosen, self.channels)
         most = max(len(rows) for rows in compared.values())
-        probes, means, _ = self._trained(
+        probes, _ = self._trained(
             dict.fromkeys(TARGETS, compared), most, "training probes", self.settings
         )
         found, held, moments = self._held_out(probes, matrix)
@@ -104,12 +109,14 @@ class Measurement:
         for target in TARGETS:
             wanted = getattr(held, target)
             for name, predicted in zip(compared, found[target], strict=True):
+                if not np.isfinite(predicted).all():
+                    raise RunError(f"the probe of {name} diverged; lower the learning rate")
                 if target == "caption":
                     ranks = retrieval_ranks(predicted, held.candidates, held.own)
                 else:
                     ranks = retrieval_ranks(predicted, wanted, np.arange(len(wanted))[:, None])
                 rows[name][target] = {
-                    "r2": r_squared(predicted, wanted, means[target]),
+                    "r2": r_squared(predicted, wanted, self.pairs.means[target]),
                     "recall_1": recall(ranks, 1),
                     "recall_5": recall(ranks, 5),
                 }
@@ -131,7 +138,7 @@ class Measurement:
         }
         short = self.settings._replace(steps=max(self.settings.steps // SHORT, 1))
         most = max(counts.values())  # as of the probes that follow: the same programs serve
-        _, _, losses = self._trained(compared, most, "choosing raw channels", short)
+        _, losses = self._trained(compared, most, "choosing raw channels", short)
         return {t: parts.best_raw(tried[t], losses[t], counts[t]) for t in TARGETS}
 
     def _trained(
@@ -140,13 +147,12 @@ class Measurement:
         most: int,
         label: str,
         settings: Settings,
-    ) -> tuple[dict[str, Probes], dict[str, np.ndarray], dict[str, list[float]]]:
-        """Probes by target, the targets' means over the examples seen, and their late losses."""
+    ) -> tuple[dict[str, Probes], dict[str, list[float]]]:
+        """Probes by target, and their late losses."""
         probes = {
             target: Probes(compared[target], most, size, settings, self.mesh)
             for target, size in self.dimensions.items()
         }
-        sums = dict.fromkeys(TARGETS, 0.0)
         late: dict[str, list[Any]] = {target: [] for target in TARGETS}
         steps, losses = settings.steps, []
         batches = data.train_batches(
@@ -165,17 +171,15 @@ class Measurement:
                 device = put_batch(self.mesh, {"z": z, **targets})
                 jax.block_until_ready(losses)  # the host would run far ahead
                 for target in TARGETS:
-                    sums[target] = sums[target] + targets[target].mean(axis=0, dtype=np.float64)
                     losses = probes[target].learn(device["z"], device[target])
                     if step >= steps - max(steps // LATE, 1):
                         late[target].append(losses)
         finally:
             batches.close()
-        means = {target: sums[target] / steps for target in TARGETS}
         averages = {
             target: np.mean(jax.device_get(late[target]), axis=0).tolist() for target in TARGETS
         }
-        return probes, means, averages
+        return probes, averages
 
     def _held_out(
         self, probes: dict[str, Probes], matrix: np.ndarray
@@ -196,6 +200,8 @@ class Measurement:
                 found[target].append(np.stack(predicted)[:, mask])
                 wanted[target].append(whole_batch(self.mesh, targets[target])[mask])
             whole = {n: whole_batch(self.mesh, v) for n, v in batch.items() if n != "bad"}
+            if not mask.any():
+                continue
             z = whole["latent"][mask].astype(np.float64)
             u = z @ np.asarray(matrix, np.float64).T
             moments["raw"].add(z)
@@ -204,11 +210,13 @@ class Measurement:
             for row in np.flatnonzero(mask):
                 mine = np.full(len(whole["captions"][row]), -1)
                 for i in range(whole["count"][row]):
+                    # One candidate for equal texts, and for equal embeddings of different ones.
+                    name = whole["names"][row, i].tobytes()
                     embedding = whole["captions"][row, i]
-                    number = captions.setdefault(embedding.tobytes(), len(captions))
-                    if number == len(candidates):
+                    same = captions.get(name, captions.get(embedding.tobytes(), len(candidates)))
+                    captions[name] = captions[embedding.tobytes()] = mine[i] = same
+                    if same == len(candidates):
                         candidates.append(embedding)
-                    mine[i] = number
                 own.append(mine)
         held = Held(
             np.concatenate(wanted["caption"]),

@@ -8,6 +8,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from efae_jax import groups
+
 MOST_SUBSETS = 20  # of raw channels, that are tried one by one
 
 
@@ -15,8 +17,7 @@ def random_basis(channels: int, seed: int, draw: int) -> Float[np.ndarray, "C C"
     """An orthogonal matrix, uniform over all of them: Q of a Gaussian matrix's QR decomposition."""
     # NumPy takes (7, 0) for 7, and somebody's own basis may be drawn from that.
     normal = np.random.default_rng((seed, draw, 1)).standard_normal((channels, channels))
-    Q, R = np.linalg.qr(normal)
-    return (Q * np.sign(np.diagonal(R))).astype(np.float32)
+    return groups.qr_basis(normal).astype(np.float32)
 
 
 def compared(

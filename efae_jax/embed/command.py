@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,9 @@ from efae_jax.extract import Extractor
 from efae_jax.extract import Settings as LatentSettings
 from efae_jax.logs import say, track
 
+log = logging.getLogger(__name__)
 BUILT_IN = "captioned_glyphs"
+FEW = 3  # captions for each number of an embedding
 STYLES = {  # by whether texts and images are embedded in one space
     True: "the image's embedding less the caption's",
     False: "the image's embedding less its least-squares prediction from the caption's, which was "
@@ -111,17 +114,15 @@ def embed(
     extractor.run(jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("pairs")  # until every process has its shards
-    if jax.process_index() == 0:
-        summary = _join(out, source, extractor, embeddings, settings, str(model_source))
-        shape = "x".join(map(str, summary["latents"]["shape"]))
-        say(
-            f"{summary['images']:,} latents of {shape} with {summary['captions']:,} captions, "
-            f"{summary['held_out']:,} of the images held out: {out}"
-        )
-        say(f"main.py --config=configs/disentangle.py:VARIANT --config.data.path={out} learns")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("joined")
-    return json.loads((out / SUMMARY).read_text())
+    # All processes look, so that all of them stop where something is missing; the first writes.
+    summary = _join(out, source, extractor, embeddings, settings, str(model_source))
+    shape = "x".join(map(str, summary["latents"]["shape"]))
+    say(
+        f"{summary['images']:,} latents of {shape} with {summary['captions']:,} captions, "
+        f"{summary['held_out']:,} of the images held out: {out}"
+    )
+    say(f"main.py --config=configs/disentangle.py:VARIANT --config.data.path={out} learns")
+    return summary
 
 
 class _Prepared:
@@ -195,7 +196,7 @@ def _join(
     settings: Settings,
     model_source: str,
 ) -> dict[str, Any]:
-    """Writes `pairs.npz`, then `pairs.json`, which says that everything is there."""
+    """Process 0 writes `pairs.npz`, then `pairs.json`, which says that everything is there."""
     latents, counts = extractor.finish(), [len(part) for part in embeddings.indices()]
     found = [np.concatenate(parts) for parts in (extractor.indices(), embeddings.indices())]
     both, in_latents, in_embeddings = np.intersect1d(*found, True, return_indices=True)
@@ -212,12 +213,13 @@ def _join(
             fit.add(pair["captions"], pair["image"])
     joint = record["text"]["space"] == record["image"]["space"]
     prediction = same_space(record["image"]["dimension"]) if joint else fit.solve()
-    (out / SUMMARY).unlink(missing_ok=True)  # of another --test-fraction
-    temporary = out / f".{ARRAYS}.partial"
-    with temporary.open("wb") as file:
-        places = {"latents": in_latents, "embeddings": in_embeddings}
-        np.savez(file, keys=np.array(keys, str), **places, **prediction._asdict())
-    os.replace(temporary, out / ARRAYS)
+    if not joint and fit.count < FEW * len(prediction.matrix):
+        log.warning(
+            "%d captions are few to predict images from %d numbers by least squares: what is left "
+            "as style will be too little",
+            fit.count,
+            len(prediction.matrix),
+        )
     summary = {
         "images": len(keys),
         "held_out": sum(is_held_out(key, fraction) for key in keys),
@@ -230,6 +232,15 @@ def _join(
         "latents": latents,
         "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
     }
+    if jax.process_index() != 0:
+        return summary
+    (out / SUMMARY).unlink(missing_ok=True)  # of another --test-fraction
+    temporary = out / f".{ARRAYS}.partial"
+    with temporary.open("wb") as file:
+        places = {"latents": in_latents, "embeddings": in_embeddings}
+        means = {f"{name}_mean": mean for name, mean in fit.means(prediction).items()}
+        np.savez(file, keys=np.array(keys, str), **places, **means, **prediction._asdict())
+    os.replace(temporary, out / ARRAYS)
     temporary = out / f".{SUMMARY}.partial"
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     temporary.replace(out / SUMMARY)

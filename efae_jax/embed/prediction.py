@@ -19,21 +19,38 @@ class LeastSquares:
 
     Args:
       text, image: dimensions of the embeddings.
+
+    Attributes:
+      count: captions seen.
     """
 
     def __init__(self, text: int, image: int):
-        self.count = 0
+        self.count = self._images = 0
+        self._mean_captions, self._mean_images = np.zeros(text), np.zeros(image)
         self._sum_t, self._sum_i = np.zeros(text), np.zeros(image)
         self._tt, self._ti = np.zeros((text, text)), np.zeros((text, image))
 
     def add(self, captions_KT: Float[np.ndarray, "K T"], image_I: Float[np.ndarray, " I"]) -> None:
         """Takes an image with its captions in."""
         t, i = np.asarray(captions_KT, np.float64), np.asarray(image_I, np.float64)
-        self.count += len(t)
+        self.count, self._images = self.count + len(t), self._images + 1
+        self._mean_captions += t.mean(axis=0)
+        self._mean_images += i
         self._sum_t += t.sum(axis=0)
         self._sum_i += len(t) * i
         self._tt += t.T @ t
         self._ti += np.outer(t.sum(axis=0), i)
+
+    def means(self, prediction: Prediction) -> dict[str, np.ndarray]:
+        """Means over the images: of each one's mean caption embedding, and of their styles.
+
+        Args:
+          prediction: beyond which an image's embedding is its style.
+        """
+        n = max(self._images, 1)
+        caption, image = self._mean_captions / n, self._mean_images / n
+        style = image - caption @ prediction.matrix - prediction.offset
+        return {"caption": caption.astype(np.float32), "style": style.astype(np.float32)}
 
     def solve(self) -> Prediction:
         """The prediction, in float32."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -175,8 +176,9 @@ class EmbeddingShards:
     def _check_folder(self) -> None:
         path = self.out / SETTINGS
         try:
-            if not path.exists():
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            # Settings that no shard was written under bind nobody.
+            if not path.exists() or not any(self.out.glob("embeddings-*-of-*.array_record")):
+                temporary = path.with_name(f".{path.name}.{jax.process_index()}.partial")
                 temporary.write_text(json.dumps(self.record, indent=2) + "\n")
                 temporary.replace(path)
             there = json.loads(path.read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class Disentangle(Method):
 
     @staticmethod
     def completed(config: Any) -> Any:
-        """With the sizes of the latents and embeddings of `config.data.path`.
+        """With the sizes of the latents and embeddings of `config.data.path`, and which they are.
 
         `config.model.semantic` 0 becomes half of the channels.
 
@@ -87,6 +89,7 @@ class Disentangle(Method):
             "latent": tuple(summary["latents"]["shape"]),
             "text": summary["text"]["dimension"],
             "image": summary["image"]["dimension"],
+            "identity": _identity(summary),
         }
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -139,6 +142,14 @@ class Disentangle(Method):
         if self.disentangler.orthogonality == "soft":
             loss_B = loss_B + self.config.loss.orthogonality * excess
         return Outcome(loss_B, {**metrics, "orthogonality": excess}, context.variables, {})
+
+
+def _identity(summary: dict[str, Any]) -> str:
+    """A hash of what pairs are made of: images, split, model, embedders."""
+    latents = summary["latents"]
+    parts = [summary[name] for name in ("data", "test_fraction", "images", "text", "image")]
+    parts += [latents["model"]["sha256"], latents["shards"]]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def clip(z: jax.Array, limit: float) -> jax.Array:

@@ -89,7 +89,8 @@ def retrieval_ranks(
             mine = chosen[:, :-1]
         nearest = np.where(mine, distance, np.inf).min(axis=1, keepdims=True)
         rounding = TIE * np.abs(distance).max(axis=1, keepdims=True)
-        ranks.append(((distance <= nearest + rounding) & ~mine).sum(axis=1))
+        # What is not farther counts, so that a prediction that is not finite finds nothing.
+        ranks.append((~(distance > nearest + rounding) & ~mine).sum(axis=1))
     return np.concatenate(ranks)
 
 

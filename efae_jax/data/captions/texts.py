@@ -16,7 +16,9 @@ class CaptionError(Exception):
 
 def clean(texts: Iterable[str]) -> tuple[str, ...]:
     """The first five that are not empty, with single spaces between words; () for none."""
-    stripped = (" ".join(text.split()) for text in texts)
+    # Half of a surrogate pair, which JSON allows, cannot be written as UTF-8.
+    whole = (text.encode("utf-8", "replace").decode() for text in texts)
+    stripped = (" ".join(text.split()) for text in whole)
     return tuple(text for text in stripped if text)[:MAX_CAPTIONS]
 
 
