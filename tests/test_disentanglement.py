@@ -320,9 +320,7 @@ def test_what_cannot_be_read_is_left_out_of_everything(made, tmp_path):
     captions = list(made.captions)
     bad = HELD[4]
     captions[bad] = np.concatenate([captions[bad]] * 6)  # more than there may be
-    pairs = Pairs(
-        write_pairs(tmp_path, made.latents, captions, made.images, test_fraction=FRACTION)
-    )
+    pairs = written(tmp_path, made._replace(captions=captions))
     left = [i for i in HELD if i != bad]
     found, held, latent = measurement(pairs, max_bad=1)._held_out(KNOWN, made.matrix)
     np.testing.assert_allclose(
@@ -339,46 +337,22 @@ def test_what_cannot_be_read_is_left_out_of_everything(made, tmp_path):
         measurement(pairs)._held_out(KNOWN, made.matrix)
 
 
+def test_nothing_that_can_be_read_is_one_line(made, tmp_path):
+    captions = [np.concatenate([c] * 6) for c in made.captions]
+    pairs = written(tmp_path, made._replace(captions=captions))
+    with pytest.raises(RunError, match="none of the held-out pairs could be read"):
+        measurement(pairs, max_bad=COUNT)._held_out(KNOWN, made.matrix)
+
+
 def test_captions_that_several_images_share_are_found_by_each(made, tmp_path):
     """As the one-hot ones of the built-in images: a candidate is there once."""
     kinds = np.eye(3, dtype=np.float32)
     captions = [np.stack([kinds[i % 3]] * 2) for i in range(COUNT)]
-    pairs = Pairs(
-        write_pairs(tmp_path, made.latents, captions, made.images, test_fraction=FRACTION)
-    )
+    pairs = written(tmp_path, made._replace(captions=captions))
     _, held, _ = measurement(pairs)._held_out(KNOWN, made.matrix)
     assert sorted(held.candidates.tolist()) == sorted(kinds.tolist())
     for own, i in zip(held.own, HELD, strict=True):
         np.testing.assert_array_equal(held.candidates[own[:2]], [kinds[i % 3]] * 2)
-
-
-def test_equal_texts_are_one_candidate_whatever_rounding_left_of_them(made, tmp_path):
-    rng = np.random.default_rng(0)
-    captions = [np.eye(3)[[i % 3]] + 1e-7 * rng.standard_normal((1, 3)) for i in range(COUNT)]
-    captions = [c.astype(np.float32) for c in captions]
-    texts = [[f"a picture of {i % 3}"] for i in range(COUNT)]
-    pairs = Pairs(
-        write_pairs(
-            tmp_path, made.latents, captions, made.images, test_fraction=FRACTION, texts=texts
-        )
-    )
-    _, held, _ = measurement(pairs)._held_out(KNOWN, made.matrix)
-    np.testing.assert_allclose(np.sort(held.candidates, axis=0), np.sort(np.eye(3), 0), atol=1e-6)
-
-
-def test_a_probe_that_diverged_ends_it(pairs, made, monkeypatch):
-    m = measurement(pairs)
-    monkeypatch.setattr(m, "_best_raw", lambda semantic: {"caption": (0, 1), "style": (2, 3)})
-    nan = {name: [np.full((1, 1), np.nan)] * 20 for name in KNOWN}
-    monkeypatch.setattr(m, "_trained", lambda *_: (None, None))
-    monkeypatch.setattr(m, "_held_out", lambda *_: (nan, held_of(pairs), {}))
-    with pytest.raises(RunError, match="the probe of semantic diverged"):
-        m(made.matrix, 2)
-
-
-def held_of(pairs):
-    one = np.zeros((1, 1), np.float32)
-    return measure.Held(one, one, one, np.array([[0]]))
 
 
 def test_captions_of_equal_texts_are_one_whatever_rounding_left_of_them(made, tmp_path):

@@ -200,8 +200,6 @@ class Measurement:
                 found[target].append(np.stack(predicted)[:, mask])
                 wanted[target].append(whole_batch(self.mesh, targets[target])[mask])
             whole = {n: whole_batch(self.mesh, v) for n, v in batch.items() if n != "bad"}
-            if not mask.any():
-                continue
             z = whole["latent"][mask].astype(np.float64)
             u = z @ np.asarray(matrix, np.float64).T
             moments["raw"].add(z)
@@ -218,6 +216,8 @@ class Measurement:
                     if same == len(candidates):
                         candidates.append(embedding)
                 own.append(mine)
+        if not own:
+            raise RunError("evaluation: none of the held-out pairs could be read")
         held = Held(
             np.concatenate(wanted["caption"]),
             np.concatenate(wanted["style"]),

@@ -142,6 +142,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.tick_params(axis="x", labelsize=8, color=GREY, labelcolor=PALE)
         axis.locator_params(axis="x", nbins=6)
+        left, right = axis.get_xlim()
+        axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= min(right, 1)])
         axis.grid(axis="x", color="#ececf0", lw=0.8)
         axis.set_axisbelow(True)
         for side in ("top", "right", "left"):
