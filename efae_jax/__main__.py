@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--num-images", type=int, help="the first so many; 10,000 captioned_glyphs")
     c.add_argument("--size", type=int, help="resize and crop to this square; else the model's")
     c.add_argument("--clip", help="open_clip:MODEL/WEIGHTS, as the original, or transformers:ID")
-    c.add_argument("--text", help="minilm, sentence:ID, one_hot; with --image")
-    c.add_argument("--image", help="vgg16, vgg16:SIDE, one_hot; with --text")
+    c.add_argument("--text", help="minilm, sentence:ID or one_hot, beside --image")
+    c.add_argument("--image", help="vgg16, vgg16:SIDE or one_hot, beside --text")
     c.add_argument("--embeddings", type=Path, metavar="FILE", help="your own: .npz or .parquet")
     c.add_argument(
         "--one-space", action="store_true", help="of those: both are of one space, as CLIP's"

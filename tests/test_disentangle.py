@@ -9,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pair_files import planted, unit, write_pairs
+from saved_models import conv_config, save
 from tiny import tiny_disentangle
 from weights import error_of
 
+import efae_jax
 from efae_jax import groups, train
+from efae_jax.__main__ import main
+from efae_jax.data.pairs import Pairs
 from efae_jax.disentangled import read_basis
+from efae_jax.disentanglement import evaluate_workdir
+from efae_jax.disentanglement.reconstruction import decoded_difference
 from efae_jax.methods import complete_config
 from efae_jax.methods.base import Context
 from efae_jax.methods.disentangle import Disentangle
@@ -272,3 +278,85 @@ def test_a_run_does_not_go_on_with_other_pairs(trained, pairs):
         message = error_of(train.train, config_of(pairs, **CONSTANT), trained[0])
         assert "holds a run of another config (config.data.identity: " in message
     path.write_text(before)
+
+
+PROBES = ["--steps", "8", "--draws", "2", "--batch-size", "5", "--width", "4"]
+
+
+def test_a_run_ends_with_the_figures_of_its_basis(trained, pairs, tmp_path, capsys):
+    workdir, _ = trained
+    config = config_of(pairs, **CONSTANT, eval__draws=2)
+    record = evaluate_workdir(workdir, config, jax.devices()[:1])
+    written = json.loads((workdir / "eval" / "figures.json").read_text())
+    assert written == json.loads(json.dumps(record))
+    assert {"figures.txt", "figures.png"} < {path.name for path in (workdir / "eval").iterdir()}
+    assert record["step"] == 6
+    assert record["semantic"] == 2
+    assert record["orthogonality_error"] < 1e-6
+    assert record["latent"]["reconstruction_error"] < 1e-6
+    assert record["pairs"]["test_fraction"] == 0.2
+    assert "cannot be read" in record["reconstruction"]["missing"]  # "planted" is no model
+    held_out = record["images"]["held_out"]
+    assert record["images"]["train"] + held_out == 120
+    assert f"{held_out} held-out images are few" in capsys.readouterr().out
+    names = [f"random {part} {i}" for part in ("semantic", "style") for i in range(2)]
+    assert record["parts"].keys() == {"semantic", "style", *names, "raw semantic", "raw style"}
+
+    # The same basis from its run, and from a file, by the command.
+    given = ["--pairs", str(pairs), *PROBES]
+    assert (
+        main(["export", str(workdir), str(tmp_path / "Q.safetensors"), "--format", "matrix"]) == 0
+    )
+    for name, basis in (("a", workdir), ("b", tmp_path / "Q.safetensors")):
+        out = ["--out", str(tmp_path / name)]
+        assert main(["probe", "--basis", str(basis), *given, *out]) == 0
+    a, b = (json.loads((tmp_path / name / "figures.json").read_text()) for name in "ab")
+    assert a["parts"] == b["parts"]
+    assert a["parts"]["semantic"]["caption"]["r2"] != a["parts"]["style"]["caption"]["r2"]
+
+
+def test_mistakes_of_probe_are_one_line(pairs, tmp_path, capsys):
+    np.save(tmp_path / "Q.npy", np.eye(3))
+    np.save(tmp_path / "Q4.npy", np.eye(4))
+
+    def refused(words, basis="Q4.npy", **changes):
+        options = {
+            "--basis": tmp_path / basis,
+            "--pairs": pairs,
+            "--out": tmp_path / "o",
+            **changes,
+        }
+        assert main(["probe", *map(str, sum(options.items(), ()))]) == 2
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert len(printed.splitlines()) == 1
+
+    refused("is of 3 channels, the latents in", basis="Q.npy")
+    refused("holds no pairs.json", **{"--pairs": tmp_path})
+    refused("--draws 1: it must be at least 2", **{"--draws": 1})
+    refused("--limit nan: it must be at least 0", **{"--limit": "nan"})
+    refused("--lr 0.0: it must be positive", **{"--lr": 0})
+    refused("--batch-size 0 must be a positive multiple", **{"--batch-size": 0})
+    assert not (tmp_path / "o").exists()
+
+
+def test_decoding_through_a_basis_changes_nothing(tmp_path):
+    kl = save(tmp_path / "kl", conv_config("kl"))
+    model, made = efae_jax.load(kl), planted(20, side=4)
+    folder = write_pairs(tmp_path / "pairs", made.latents, made.captions, made.images)
+    summary = json.loads((folder / "pairs.json").read_text())
+    assert "is not the model" in decoded_of(folder, {**summary, "model_source": str(kl)})["missing"]
+    summary["latents"]["model"]["sha256"] = model.identity["sha256"]
+    summary["model_source"] = str(kl)
+    found = decoded_of(folder, summary)
+    assert found["images"] == 16
+    assert found["largest"] < 1e-4
+    assert found["psnr"] > 80
+    wrong = decoded_of(folder, summary, 1.1 * np.eye(4, dtype=np.float32))
+    assert wrong["psnr"] < 60
+
+
+def decoded_of(folder, summary, matrix=None):
+    (folder / "pairs.json").write_text(json.dumps(summary))
+    matrix = groups.orthogonal(jnp.arange(16.0).reshape(4, 4)) if matrix is None else matrix
+    return decoded_difference(Pairs(folder), np.asarray(matrix), list(range(20)))

@@ -29,6 +29,7 @@ from efae_jax.models.disentangler import Disentangler, build_disentangler, chang
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 PLAYER = "disentangler"
+FEW = 100  # held-out images
 PAIRS = ("text", "image", "style", "data", "test_fraction")  # of their summary, for the record
 PROTOCOL = (
     "of held-out pairs: fresh embedders, one for each part of the channels, predict the mean of an "
@@ -175,6 +176,8 @@ def measure(
     """
     start = time.monotonic()
     measurement = Measurement(pairs, mesh, settings, **options)
+    if len(measurement.held_out) < FEW:
+        say(f"{len(measurement.held_out)} held-out images are few: the figures will say little")
     figures = measurement(matrix, semantic)
     return {
         "semantic": semantic,
