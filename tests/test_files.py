@@ -113,7 +113,7 @@ def tensors_file(header):
         (zipped([("a.npy", b"\x93NUMPY\x03\x00" + bytes(20))]), "npy version"),
         (zipped([("a.npy", b"not an array")]), "zip file"),
         (zipped([("a.npy", npy("(2,", bytes(8)))]), "zip file"),
-        (promises_more_than_there_is(), "zip file: EOFError"),
+        (promises_more_than_there_is(), "damaged zip file: "),  # why depends on the Python
         (zipped([("a.npy", npy("(2,)", bytes(8)).replace(b"{", b"{{"))]), "zip file"),
         (zipped([("a.npy", npy("(2,)", bytes(8)))])[:-30] + bytes(30), "zip file"),
         (zipped([("read.me", b"hello")]), "'read.me', which is no array"),
