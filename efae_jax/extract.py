@@ -17,7 +17,7 @@ import efae_jax
 from efae_jax import data
 from efae_jax.api import Model
 from efae_jax.checkpoint import differences
-from efae_jax.data.latents import FORMATS, SUMMARY, shard_path, write_shard
+from efae_jax.data.latents import FORMATS, SUMMARY, shard_path, shard_range, write_shard
 from efae_jax.data.splits import Source, Subset
 from efae_jax.data.transforms import Transform
 from efae_jax.errors import RunError, UserError
@@ -252,8 +252,7 @@ class Extractor:
         )
 
     def _range(self, number: int) -> range:
-        n, shards = len(self.source), self.settings.shards
-        return range(number * n // shards, (number + 1) * n // shards)
+        return shard_range(len(self.source), number, self.settings.shards)
 
     def _is_complete(self, number: int) -> bool:
         path = shard_path(self.out, number, self.settings.shards, self.settings.format)
@@ -281,26 +280,48 @@ class Extractor:
         temporary.replace(path)
 
     def _check_folder(self) -> None:
-        path = self.out / SETTINGS
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; give a folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            # Settings that no shard was written under bind nobody.
-            if not path.exists() or not any(self.out.glob("latents-*-of-*")):
-                _write_json(path, self.record)
-            there = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from error
-        changed = [
-            f"{name}: {old!r} there, {new!r} given"
-            for name, old, new in differences(there, json.loads(json.dumps(self.record)))
-        ]
-        if changed:
-            raise UserError(
-                f"{self.out} holds latents made otherwise ({'; '.join(changed)}); give the same "
-                "model, data and options, or another --out"
-            )
+        except OSError as error:
+            raise UserError(f"{self.out / SETTINGS}: {error}") from error
+        started = any(self.out.glob("latents-*-of-*"))
+        words = "latents", "the same model, data and options"
+        keep_settings(self.out / SETTINGS, self.record, started, *words)
+
+
+def keep_settings(
+    path: Path, record: dict[str, Any], started: bool, what: str, needed: str
+) -> None:
+    """Writes how a folder's shards are made beside them, or checks that they are made so.
+
+    Settings that no shard was written under bind nobody.
+
+    Args:
+      path: of the settings.
+      record: the settings.
+      started: whether there are shards.
+      what, needed: words for what the folder holds, and for what must be given again.
+
+    Raises:
+      UserError: when the shards were made otherwise.
+    """
+    try:
+        if not path.exists() or not started:
+            _write_json(path, record)
+        there = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    changed = [
+        f"{name}: {old!r} there, {new!r} given"
+        for name, old, new in differences(there, json.loads(json.dumps(record)))
+    ]
+    if changed:
+        raise UserError(
+            f"{path.parent} holds {what} made otherwise ({'; '.join(changed)}); give {needed}, or "
+            "another --out"
+        )
 
 
 def _fetched(pair: tuple[Any, jax.Array]) -> tuple[Any, np.ndarray]:

@@ -33,6 +33,11 @@ def shard_path(folder: Path, number: int, shards: int, form: str) -> Path:
     return Path(folder) / f"latents-{number:05d}-of-{shards:05d}.{form}"
 
 
+def shard_range(count: int, number: int, shards: int) -> range:
+    """Which of `count` records shard `number` is of."""
+    return range(number * count // shards, (number + 1) * count // shards)
+
+
 def write_shard(path: Path, records: Iterable[dict[str, Any]], form: str) -> int:
     """Writes records {"latent", "label", "key", "index"} to a file, whole or not at all.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -10,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
-from efae_jax.checkpoint import differences
 from efae_jax.data.array_records import write_records
+from efae_jax.data.latents import shard_range
 from efae_jax.data.pairs import MOST_CAPTIONS, embeddings_path
 from efae_jax.data.splits import Source
 from efae_jax.data.transforms import Transform, read_picture
 from efae_jax.embedders import Captioned, ImageEmbedder, TextEmbedder
-from efae_jax.errors import RunError, UserError
+from efae_jax.errors import RunError
+from efae_jax.extract import keep_settings
 from efae_jax.logs import say, track
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,9 @@ class EmbeddingShards:
                 for name, e in (("text", text), ("image", image))
             },
         }
-        self._check_folder()
+        started = any(self.out.glob("embeddings-*-of-*.array_record"))
+        words = "embeddings", "the same data and embedders"
+        keep_settings(self.out / SETTINGS, self.record, started, *words)
 
     def run(self, process_index: int = 0, process_count: int = 1) -> None:
         """Writes those of this process's shards that are not there yet, with a progress bar.
@@ -163,8 +164,7 @@ class EmbeddingShards:
             return f"{self.source.name(index)}: {type(error).__name__}: {error}".split("\n")[0]
 
     def _range(self, number: int) -> range:
-        n = len(self.source)
-        return range(number * n // self.shards, (number + 1) * n // self.shards)
+        return shard_range(len(self.source), number, self.shards)
 
     def _is_complete(self, number: int) -> bool:
         path = embeddings_path(self.out, number, self.shards)
@@ -172,27 +172,6 @@ class EmbeddingShards:
 
     def _index_path(self, number: int) -> Path:
         return embeddings_path(self.out, number, self.shards).with_suffix(".indices.npy")
-
-    def _check_folder(self) -> None:
-        path = self.out / SETTINGS
-        try:
-            # Settings that no shard was written under bind nobody.
-            if not path.exists() or not any(self.out.glob("embeddings-*-of-*.array_record")):
-                temporary = path.with_name(f".{path.name}.{jax.process_index()}.partial")
-                temporary.write_text(json.dumps(self.record, indent=2) + "\n")
-                temporary.replace(path)
-            there = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from error
-        changed = [
-            f"{name}: {old!r} there, {new!r} given"
-            for name, old, new in differences(there, json.loads(json.dumps(self.record)))
-        ]
-        if changed:
-            raise UserError(
-                f"{self.out} holds embeddings made otherwise ({'; '.join(changed)}); give the "
-                "same data and embedders, or another --out"
-            )
 
 
 def _partial(path: Path) -> Path:
