@@ -1,0 +1,1 @@
+"""`python -m efae_jax benchmark`: how fast this machine trains, samples, encodes, reads, starts."""
