@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
@@ -226,6 +226,32 @@ class _EvalExamples(_Examples):
         return self._example(position, *self._read(position, Random(0)))
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Each batch of examples in so many parts, one for a thread.
+
+    What grain does for an element costs more than to read a small image, so its elements are
+    these.
+    """
+
+    examples: _TrainExamples | _EvalExamples
+    parts: int
+
+    def __len__(self) -> int:
+        return len(self.examples) // self.examples.share.local_batch * self.parts
+
+    def __getitem__(self, number: int) -> Batch:
+        batch, part = divmod(number, self.parts)
+        size = self.examples.share.local_batch
+        rows = range(part * size // self.parts, (part + 1) * size // self.parts)
+        found = [self.examples[batch * size + row] for row in rows]
+        return {name: np.stack([example[name] for example in found]) for name in found[0]}
+
+
+def _join(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _hash(seed: int, purpose: str, number: int) -> int:
     """64 bits for each (seed, purpose, number): neighbouring seeds share nothing."""
     digest = blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
@@ -239,17 +265,19 @@ def _batches(examples: _Examples, num_threads: int, num_workers: int, max_bad: i
             raise UserError(f"data.num_{name}: {number}; it must be at least 0")
     if max_bad < 0:
         raise UserError(f"data.max_bad: {max_bad}; it must be at least 0")
-    data = grain.MapDataset.source(examples)
     size = examples.share.local_batch
+    parts = 1 if num_workers else min(size, max(num_threads, 1))
+    data = grain.MapDataset.source(_Parts(examples, parts))
     if num_workers:
         # Whole batches go round the workers, so that their number changes nothing.
-        data = data.batch(size).to_iter_dataset(grain.ReadOptions(1, 1))
+        data = data.to_iter_dataset(grain.ReadOptions(1, 1))
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, 2)).map(_own)
         if not flags.FLAGS.is_parsed():  # grain's workers read some of its flags
             flags.FLAGS.mark_as_parsed()
     else:
-        ahead = 2 * max(size, num_threads) if num_threads else 0
-        data = data.to_iter_dataset(grain.ReadOptions(num_threads, ahead)).batch(size)
+        ahead = 2 * max(parts, num_threads) if num_threads else 0
+        data = data.to_iter_dataset(grain.ReadOptions(num_threads, ahead))
+        data = data.batch(parts, batch_fn=_join) if parts > 1 else data
         data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
     return Batches(_checked(data, examples, BadRecords(examples.source, max_bad)))
 
