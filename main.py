@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from efae_jax.errors import UserError
+from efae_jax.exits import ended_by, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
@@ -53,29 +53,19 @@ def _one_line(error: Exception) -> str:
 def main() -> None:
     """Trains if asked to, and evaluates."""
     # JAX is imported after the flags are known to be right: a mistake answers at once.
-    from efae_jax import train
+    from efae_jax import distributed, train
 
-    workdir = Path(WORKDIR.value)
+    distributed.start()
     if MODE.value == "train":
-        train.train(CONFIG.value, workdir)
-    train.judge(CONFIG.value).evaluate_workdir(workdir, CONFIG.value)
+        train.train(CONFIG.value, WORKDIR.value)
+    train.judge(CONFIG.value).evaluate_workdir(WORKDIR.value, CONFIG.value)
 
 
 def run() -> None:
-    """Exits with 2 after one line for a user's mistake, with 1 for a run that cannot go on."""
-    logging.set_verbosity(logging.WARNING)
-    try:
-        parse(sys.argv)
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "stopped; the same command goes on from the last checkpoint, if there is one",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    """Runs, and ends with an exit code of `efae_jax.exits`."""
+    logging.set_verbosity(logging.ERROR)  # orbax warns of every metadata that it lacks
+    stopped = "the same command goes on from the last checkpoint, if there is one"
+    leave(ended_by(lambda: (parse(sys.argv), main()), stopped))
 
 
 if __name__ == "__main__":

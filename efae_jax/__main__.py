@@ -9,6 +9,7 @@ python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
 python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax import SOURCE WORKDIR
 python -m efae_jax export WORKDIR OUT
+python -m efae_jax layout --config FILE:VARIANT [--target v5e-8] [--config.field=value ...]
 """
 
 from __future__ import annotations
@@ -17,33 +18,28 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from efae_jax.errors import UserError
+from efae_jax.exits import ended_by, leave
 
 IMAGES = ("data", "data_dir", "split", "size")  # options of `_add_images`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a user's mistake is one line on standard error and exit code 2.
-
-    So is Ctrl-C, with exit code 130.
-    """
-    args = _parser().parse_args(argv)
+    """Runs a command; returns an exit code of `efae_jax.exits`."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if "overrides" in args:  # of a command that takes a config, as main.py does
+        args.overrides = [word for word in rest if word.startswith("--config.")]
+        rest = [word for word in rest if word not in args.overrides]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # orbax announces on every restore that it was given no shardings on purpose, and more.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"stopped; {args.stopped}", file=sys.stderr)
-        return 130
-    return 0
+    return ended_by(lambda: args.run(args), args.stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,6 +175,16 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--heads", type=int, help="of the original EFAE's attention")
     c.add_argument("--verify", action="store_true", help="compare with the original library")
     c.set_defaults(run=_import, stopped="the work directory is written whole or not at all")
+
+    c = commands.add_parser("layout", help="memory per device and collectives, without a run")
+    c.add_argument("--config", required=True, help="FILE:VARIANT; --config.field=value as main.py")
+    c.add_argument("--devices", type=int, help="compile for so many simulated CPUs")
+    c.add_argument("--target", metavar="TYPE", help="or for v5e-8, v4-32, v5p-8, v6e-8, ... (TPUs)")
+    c.add_argument("--mesh", metavar="AXES", help="such as data=4,fsdp=2; the config's")
+    c.add_argument("--plan", type=int, help="which program, from 1; that of the largest sides")
+    c.add_argument("--largest", type=int, default=8, help="parameters that are listed")
+    c.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
+    c.set_defaults(run=_layout, overrides=[], stopped="nothing was written")
     return parser
 
 
@@ -203,8 +209,10 @@ def _use_all_cores() -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     _use_all_cores()
+    from efae_jax import distributed
     from efae_jax.evaluation import Settings, evaluate
 
+    distributed.start()
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     options = {name: getattr(args, name) for name in ("step", "dtype", "name", *IMAGES)}
     evaluate(args.model, args.out, settings=settings, **options)
@@ -232,9 +240,11 @@ def _lerp(args: argparse.Namespace) -> None:
 
 def _encode(args: argparse.Namespace) -> None:
     _use_all_cores()
+    from efae_jax import distributed
     from efae_jax.encode import encode_source
     from efae_jax.extract import Settings
 
+    distributed.start()
     names = ("batch_size", "max_bad", "dtype", "store", *IMAGES)
     options = {name: getattr(args, name) for name in names}
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
@@ -245,9 +255,11 @@ def _embed(args: argparse.Namespace) -> None:
     _use_all_cores()
     # JAX leaves a GPU's memory to the embedders, which may be PyTorch's, once its model is gone.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from efae_jax import distributed
     from efae_jax.embed import embed
     from efae_jax.embed.command import Settings
 
+    distributed.start()
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     embed(args.model, args.out, settings, dtype=args.dtype)
 
@@ -259,6 +271,16 @@ def _probe(args: argparse.Namespace) -> None:
 
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     probe(read_basis(args.basis, args.semantic), args.pairs, args.out, settings)
+
+
+def _layout(args: argparse.Namespace) -> None:
+    from efae_jax.layout.targets import prepare_environment
+
+    prepare_environment(args.devices, args.target)
+    from efae_jax.layout import layout
+
+    options = {name: getattr(args, name) for name in ("devices", "target", "mesh", "plan")}
+    layout(args.config, args.overrides, **options, largest=args.largest, json_file=args.json)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -328,4 +350,4 @@ def _import(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

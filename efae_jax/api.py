@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
 from efae_jax.models.latent import Posterior
 from efae_jax.models.tiled import tiled_decode, tiled_encode, tiled_posterior
+from efae_jax.paths import is_remote, workdir_path
 from efae_jax.sharding import make_mesh, tree_shardings
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Restored(NamedTuple):
     step: int
 
 
-def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> Restored:
+def restore(workdir: epath.PathLike, config: Any, mesh: Mesh, step: int | None = None) -> Restored:
     """A checkpoint's autoencoder with its averaged weights, laid out on a mesh.
 
     Args:
@@ -61,7 +63,7 @@ def restore(workdir: Path, config: Any, mesh: Mesh, step: int | None = None) -> 
 
 
 def restore_player(
-    workdir: Path,
+    workdir: epath.PathLike,
     config: Any,
     mesh: Mesh,
     player: str,
@@ -78,7 +80,7 @@ def restore_player(
     Raises:
       UserError: when the work directory holds no such checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train first, or give another directory")
     checkpoints = Checkpoints(workdir)
@@ -373,7 +375,7 @@ def load(
         return _load_weights(source, step, dtype)
     config = config_of(source)
     _set_dtype(config, dtype)
-    return _with_basis(source, restore(Path(source), config, make_mesh(), step))
+    return _with_basis(source, restore(source, config, make_mesh(), step))
 
 
 def is_workdir(path: str | os.PathLike[str]) -> bool:
@@ -382,7 +384,7 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     Raises:
       UserError: when it is one that holds no checkpoint.
     """
-    path = Path(path)
+    path = workdir_path(path) if is_remote(path) else Path(path)
     config = files.read_json(path / "config.json")
     if config is None or (path / FOLDER).is_dir():
         return config is not None
@@ -406,7 +408,7 @@ def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str |
 
 
 def _with_basis(source: str | os.PathLike[str], restored: Restored) -> Model:
-    return Model(restored, read_beside(Path(source), restored.model.representation.channels))
+    return Model(restored, read_beside(epath.Path(source), restored.model.representation.channels))
 
 
 def _set_dtype(config: ConfigDict, dtype: str | None) -> None:
@@ -421,7 +423,7 @@ def config_of(workdir: str | os.PathLike[str]) -> ConfigDict:
     Raises:
       UserError: when it holds none.
     """
-    config = ConfigDict(read_config(Path(workdir)))
+    config = ConfigDict(read_config(workdir))
     if "mesh" in config:
         config.mesh.data, config.mesh.fsdp = -1, 1
     return config

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from efae_jax.errors import UserError
+from efae_jax import distributed
+from efae_jax.errors import RunError, UserError
+from efae_jax.logs import say
 
+log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+DAMAGED = "damaged-"  # before the step, in the name of one that could not be read
 # Fields of a config that may differ when a run is resumed. Every other difference would
 # make the run another one.
 MAY_CHANGE = (
@@ -44,12 +52,15 @@ class Checkpoints:
     Args:
       workdir: holds them in its folder `checkpoints`.
       keep: how many of the latest to keep.
+      owner: whether nobody else writes there; what saves that were cut off left is removed then.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2):
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, owner: bool = False):
         self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / FOLDER,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            epath.Path(workdir).absolute() / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, cleanup_tmp_directories=owner
+            ),
         )
 
     def latest(self) -> int | None:
@@ -61,18 +72,50 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: dict[str, Any], examples: int, config: dict) -> None:
-        """Starts writing a checkpoint; a step that is there already stays as it is."""
+        """Starts writing a checkpoint; a step that is there already stays as it is.
+
+        Raises:
+          RunError: when this one cannot be written, or the one before could not be.
+        """
         if step in self.steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **items,
-                data=ocp.args.JsonSave({"examples": examples}),
-                config=ocp.args.JsonSave(config),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **items,
+                    data=ocp.args.JsonSave({"examples": examples}),
+                    config=ocp.args.JsonSave(config),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Until everything is written.
+
+        Raises:
+          RunError: when it could not be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An error of orbax, of whatever kind, is a RunError that says what is left."""
+        try:
+            yield
+        except Exception as error:
+            raise RunError(
+                f"{self._manager.directory}: a checkpoint could not be written: "
+                f"{_reason(error)}; {self.left()}"
+            ) from error
+
+    def left(self) -> str:
+        """In words, from where the run would go on."""
+        steps = [int(p.name) for p in self._manager.directory.iterdir() if p.name.isdigit()]
+        if not steps:
+            return "there is no checkpoint to go on from"
+        return f"the same command goes on from step {max(steps):,}"
 
     def restore(
         self, abstract_state: dict[str, Any], step: int | None = None
@@ -82,15 +125,33 @@ class Checkpoints:
         Args:
           abstract_state: `jax.ShapeDtypeStruct`s with shardings; a subset of the state's
             entries restores only those.
-          step: which; the newest unless given.
+          step: which; unless given the newest that can be read.
 
         Returns:
           the state, and the number of examples consumed.
 
         Raises:
           UserError: when the checkpoint holds less than is wanted.
+          RunError: when it is damaged; without a step, when all of them are.
         """
-        step = self.latest() if step is None else step
+        steps = self.steps()[::-1] if step is None else [step]
+        if jax.process_count() > 1:
+            # One process alone tries: the others would wait for one that cannot read its part.
+            read = self._first_readable(steps) if jax.process_index() == 0 else 0
+            steps = steps[distributed.first_decides(read) :]
+        problems = []
+        for number in steps:
+            try:
+                return self._restore(abstract_state, number)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:
+                problems.append(f"checkpoint {number} is damaged: {_reason(error)}")
+                if number != steps[-1]:
+                    say(f"{problems[-1]}; going back to the one before")
+        raise RunError(f"{self._manager.directory}: {'; '.join(problems) or 'all are damaged'}")
+
+    def _restore(self, abstract_state: dict[str, Any], step: int) -> tuple[dict[str, Any], int]:
         folder = self._manager.directory / str(step)
         wanted = _items(abstract_state)
         if missing := [name for name in wanted if not (folder / name).exists()]:
@@ -109,9 +170,68 @@ class Checkpoints:
             state["step"] = state["step"]["value"]
         return state, restored["data"]["examples"]
 
+    def _first_readable(self, steps: list[int]) -> int:
+        """How many of the steps come before one whose files this process can all read."""
+        for i, step in enumerate(steps):
+            try:
+                _read_all(self._manager.directory / str(step))
+                return i
+            except Exception as error:
+                say(f"checkpoint {step} is damaged: {_reason(error)}; going back to the one before")
+        return len(steps)
+
+    def set_aside(self, above: int) -> None:
+        """Renames the checkpoints of later steps, which could not be read, to `damaged-STEP`.
+
+        Else a run that goes on from an older one would take them for its own.
+        """
+        later = [step for step in self.steps() if step > above]
+        if later and jax.process_index() == 0:
+            for step in later:
+                path = self._manager.directory / str(step)
+                target = self._manager.directory / f"{DAMAGED}{step}"
+                if target.exists():
+                    target.rmtree()
+                path.rename(target)
+                say(f"kept the damaged checkpoint as {target}")
+        if later:
+            distributed.first_decides(0)  # the others look after that
+            self._manager.reload()
+
     def close(self) -> None:
-        """Waits until everything is written, then frees the writer's threads."""
-        self._manager.close()
+        """Waits until everything is written, then frees the writer's threads.
+
+        Raises:
+          RunError: when something could not be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the places in C++ that tensorstore adds."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return text.splitlines()[0].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
+
+
+def _read_all(folder: epath.Path) -> None:
+    """Reads every item of a checkpoint in this process alone, and drops it."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="reading",
+    )
+    for item in folder.iterdir():
+        if (item / "_METADATA").exists():
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                tree = reader.metadata(item).item_metadata.tree
+                args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args))
+        elif (item / "metadata").exists():
+            json.loads((item / "metadata").read_text())
 
 
 def save_model(
@@ -146,13 +266,13 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_config(workdir: Path) -> dict:
+def read_config(workdir: epath.PathLike) -> dict:
     """The config that a work directory was made with, as JSON.
 
     Raises:
       UserError: when it holds none, or one of another version of this package.
     """
-    path = Path(workdir) / "config.json"
+    path = epath.Path(workdir) / "config.json"
     try:
         config = json.loads(path.read_text())
     except OSError as error:
@@ -169,7 +289,7 @@ def read_config(workdir: Path) -> dict:
     return config
 
 
-def write_config(workdir: Path, config: dict) -> None:
+def write_config(workdir: epath.Path | Path, config: dict) -> None:
     """Writes `config.json`, whole or not at all."""
     temporary = workdir / "config.json.tmp"
     temporary.write_text(json.dumps(config, indent=2) + "\n")
@@ -194,20 +314,19 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return found
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def has_checkpoint(workdir: epath.PathLike) -> bool:
     """Whether a work directory holds a complete checkpoint."""
-    folder = Path(workdir) / FOLDER
-    # A save that was cut off leaves a folder with a longer name.
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    folder = epath.Path(workdir) / FOLDER
+    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
-def check_config(workdir: Path, config: dict) -> None:
+def check_config(workdir: epath.PathLike, config: dict) -> None:
     """Refuses a work directory that holds checkpoints of another config.
 
     Raises:
       UserError: naming every field that differs and may not (`MAY_CHANGE`).
     """
-    if not (Path(workdir) / "config.json").exists() or not has_checkpoint(workdir):
+    if not (epath.Path(workdir) / "config.json").exists() or not has_checkpoint(workdir):
         return
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"

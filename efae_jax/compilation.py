@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 FOLDER = "compilation_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
-def keep_programs(workdir: Path) -> None:
+def keep_programs(workdir: epath.PathLike) -> None:
     """Has JAX keep every program that it compiles from here on in `workdir/compilation_cache`.
 
     Where the user has chosen a folder (`JAX_COMPILATION_CACHE_DIR`), it stays that one, with
     JAX's own thresholds. Entries are found by program, devices, and version of JAX.
     """
-    folder = str(Path(workdir).absolute() / FOLDER)
+    folder = str(epath.Path(workdir).absolute() / FOLDER)
     chosen = jax.config.jax_compilation_cache_dir
     by_user = "JAX_COMPILATION_CACHE_DIR" in os.environ
     if by_user or (chosen is not None and Path(chosen).name != FOLDER):

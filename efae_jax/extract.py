@@ -131,7 +131,7 @@ class Extractor:
         if len(left) < len(mine):
             say(f"{len(mine) - len(left)} of {len(mine)} shards are there already")
         steps = sum(math.ceil(len(self._range(i)) / self.batch_size) for i in left)
-        ticks = track(range(steps), steps, "encoding")
+        ticks = track(range(steps), steps, "encoding", " batches")
         for number in left:
             self._write(number, ticks)
         next(ticks, None)

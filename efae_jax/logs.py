@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
 
 from efae_jax.errors import UserError
+from efae_jax.paths import copy_files, is_remote
 
 console = Console(highlight=False, soft_wrap=True)
+LINE_EVERY = 10.0  # seconds between lines where no terminal is
+COPY_EVERY = 60.0  # seconds between copies to object storage, which knows no appending
 
 
 def say(message: str) -> None:
@@ -45,23 +49,33 @@ class MetricWriter:
     """Appends figures to `metrics.jsonl` and to TensorBoard files; does nothing off process 0.
 
     Args:
-      workdir: gets `metrics.jsonl` and the folder `tensorboard`.
+      workdir: gets `metrics.jsonl` and the folder `tensorboard`. On object storage, they are
+        written here and copied there once a minute, and in the end.
       from_step: drops lines at later steps than this, which a run that was stopped
         after its last checkpoint leaves and a resumed run writes again.
     """
 
-    def __init__(self, workdir: Path, from_step: int = 0):
+    def __init__(self, workdir: epath.PathLike, from_step: int = 0):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = Path(workdir) / "metrics.jsonl"
+        # Where PyTorch is installed this imports it, which takes seconds.
+        from tensorboardX import SummaryWriter
+
+        self._there = epath.Path(workdir)
+        self._folder, self._temporary = Path(workdir), None
+        path = self._there / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
+        if is_remote(workdir):
+            self._temporary = tempfile.TemporaryDirectory()
+            self._folder, self._copied = Path(self._temporary.name), time.monotonic()
         kept = [line for line in lines if _step(line) <= from_step]
+        path = self._folder / "metrics.jsonl"
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(path)
         self._lines = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=from_step + 1)
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """One line, one point on every curve."""
@@ -70,12 +84,20 @@ class MetricWriter:
         self._lines.write(json.dumps({"step": step, **figures}) + "\n")
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
+        if self._temporary is not None and time.monotonic() - self._copied > COPY_EVERY:
+            self._board.flush()
+            copy_files(self._folder, self._there)
+            self._copied = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        if self._active:
-            self._lines.close()
-            self._board.close()
+        if not self._active:
+            return
+        self._lines.close()
+        self._board.close()
+        if self._temporary is not None:
+            copy_files(self._folder, self._there)
+            self._temporary.cleanup()
 
 
 def _step(line: str) -> float:
@@ -131,7 +153,7 @@ class TrainProgress:
             left = (self._total - step) * self._batch_size / rate
             say(
                 f"step {step:,}/{self._total:,}  loss {loss:.4f}  {rate:,.0f} images/s  "
-                f"{int(left // 60)}:{int(left % 60):02d} left"
+                f"{clock(left)} left"
             )
         return rate
 
@@ -145,16 +167,60 @@ class TrainProgress:
         self._last = (step, then + seconds)
 
 
-def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
-    """Yields the items under a progress bar, or with a plain line every ten seconds."""
+def track(items: Iterable[Any], total: int, label: str, unit: str = "") -> Iterator[Any]:
+    """Yields the items under a progress bar, or with a plain line every ten seconds.
+
+    Both show how many are done, how many a second, and the time left. Rates count from the first
+    item on, which waits for programs to be compiled.
+
+    Args:
+      items: to be worked on one after the other.
+      total: how many there are.
+      label: what is being done to them, such as "encoding".
+      unit: what they are, such as " batches".
+    """
     quiet = jax.process_index() != 0
-    with _bar(disable=quiet or not console.is_terminal) as bar:
-        last = time.monotonic()
-        for i, item in enumerate(bar.track(items, total=total, description=label)):
-            if not console.is_terminal and time.monotonic() - last > 10:
-                last = time.monotonic()
-                say(f"{label}: {i}/{total}")
+    with _bar(_RateColumn(unit), disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        first = last = time.monotonic()
+        for i, item in enumerate(items):
+            now = time.monotonic()
+            if i == 1:
+                first = now
+            rate = (i - 1) / (now - first) if i > 1 and now > first else 0.0
+            bar.update(task, completed=i, rate=rate)
+            if not console.is_terminal and now - last > LINE_EVERY:
+                last = now
+                left = f", {clock((total - i) / rate)} left" if rate else ""
+                say(f"{label}: {i:,}/{total:,}{unit}  {_per_second(rate, unit)}{left}")
             yield item
+        bar.update(task, completed=total)
+
+
+def clock(seconds: float) -> str:
+    """Hours (where there are any), minutes and seconds: 1:02:03, 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _per_second(rate: float, unit: str) -> str:
+    if not rate:
+        return "-/s"
+    digits = 0 if rate >= 100 else 1 if rate >= 10 else 2
+    return f"{rate:,.{digits}f}{unit}/s"
+
+
+class _RateColumn(TextColumn):
+    """Items a second, as the task's field `rate` says."""
+
+    def __init__(self, unit: str):
+        super().__init__("")
+        self._unit = unit
+
+    def render(self, task: Task) -> Any:
+        self.text_format = _per_second(task.fields.get("rate", 0.0), self._unit)
+        return super().render(task)
 
 
 def _bar(*columns: Any, disable: bool) -> Progress:

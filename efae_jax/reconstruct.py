@@ -86,7 +86,7 @@ def reconstruct(
         )
     rows: dict[str, dict[str, Any]] = {}
     unreadable: dict[str, str] = {}
-    for name, path in track(_names(files).items(), len(files), "reconstructing"):
+    for name, path in track(_names(files).items(), len(files), "reconstructing", " images"):
         try:
             image = reader(path)
         except UserError:

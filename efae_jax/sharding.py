@@ -41,7 +41,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
             f"config.mesh: data={data}, fsdp={fsdp} does not arrange {len(devices)} devices; "
             "data x fsdp must equal their number (data=-1 takes what fsdp leaves)"
         )
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    auto = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((data, fsdp), AXES, axis_types=auto, devices=devices)
+    owners = [device.process_index for device in mesh.devices.flat]
+    if owners == sorted(owners):
+        return mesh
+    # JAX arranges a TPU's chips by their wires. A process reads consecutive rows of a batch, so
+    # its devices must be consecutive as well, or examples would change places with the machine.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(data, fsdp), AXES, axis_types=auto)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

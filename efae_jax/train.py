@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from jax.sharding import Mesh
 
 from efae_jax import data, disentanglement, validation
 from efae_jax.api import load
-from efae_jax.checkpoint import (
-    Checkpoints,
-    check_config,
-    differences,
-    has_checkpoint,
-    write_config,
-)
+from efae_jax.checkpoint import Checkpoints, check_config, differences, has_checkpoint
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
+from efae_jax.interrupts import Requests, deferred
 from efae_jax.logs import MetricWriter, TrainProgress, say
 from efae_jax.methods import complete_config, make_method
 from efae_jax.methods.base import Method
 from efae_jax.optim import make_optimizer, make_schedule
+from efae_jax.paths import workdir_path
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, tree_shardings
 from efae_jax.state import init_state, make_train_step
+from efae_jax.workdir import hold
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2
@@ -191,21 +188,29 @@ def judge(config: Any) -> Any:
     return JUDGES.get(config.model.kind, validation)
 
 
-def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def train(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     """Trains to `config.train.steps`, resuming what the work directory holds.
 
     Writes `config.json`, `parameters.txt`, `metrics.jsonl`, `tensorboard/` and
     `checkpoints/`, and keeps compiled programs in `compilation_cache/`. A run that was
     stopped and resumed equals, bit for bit on CPUs, the run that never stopped.
 
+    Args:
+      config: as `configs/` make them.
+      workdir: on this machine or on object storage (`gs://...`); of several processes the
+        same one, which all of them reach.
+
     Returns:
       the final state.
 
     Raises:
-      UserError: for a config that does not fit, or not the work directory's.
-      RunError: when a loss is not finite, naming the step; nothing is saved after it.
+      UserError: for a config that does not fit, or not the work directory's, and where another
+        run is at work.
+      RunError: when a loss is not finite, naming the step; nothing is saved after it. When the
+        data cannot be read, or a checkpoint cannot be written.
+      Stopped, KeyboardInterrupt: after SIGTERM and Ctrl-C, once everything is saved.
     """
-    workdir, config = Path(workdir), complete_config(config)
+    workdir, config = workdir_path(workdir), complete_config(config)
     as_json = json.loads(config.to_json_best_effort())
     check_config(workdir, as_json)
     # All that can be wrong with the config is found before the work directory is touched.
@@ -213,35 +218,58 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     source = data.make_source(config.data, "train")
     train_batches(config, source, 0).close()
     evaluator = judge(config).Evaluator(run.method.product, config, run.mesh)
-    new = not has_checkpoint(workdir)
-    pretrained = run.load_pretrained() if new else {}
+    pretrained = {} if has_checkpoint(workdir) else run.load_pretrained()
     run.frozen  # noqa: B018  (read here, so that a missing file leaves no work directory)
-    _prepare(workdir, as_json)
-    keep_programs(workdir)
+    with hold(workdir, as_json):
+        keep_programs(workdir)
+        return _train(run, workdir, as_json, source, pretrained, evaluator)
 
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+
+def _train(
+    run: Run, workdir: epath.Path, as_json: dict, source: Any, pretrained: Any, evaluator: Any
+) -> dict[str, Any]:
+    """What `train` does in a work directory that is its own."""
+    config, total = run.config, run.config.train.steps
+    new = not has_checkpoint(workdir)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, owner=True)
     if new:
         state, examples = run.init(pretrained), 0
     else:
         state, examples = checkpoints.restore(run.abstract_state)
+        checkpoints.set_aside(above=int(state["step"]))
         say(f"resumed at step {int(state['step']):,} from {workdir}")
     overview = parameter_overview.get_parameter_overview(state["params"], include_stats="global")
     if jax.process_index() == 0:
         (workdir / "parameters.txt").write_text(overview + "\n")
 
-    start, total = int(state["step"]), config.train.steps
+    start = int(state["step"])
     writer = MetricWriter(workdir, start)
     schedule = make_schedule(config.optim, total)
     try:
         if start >= total:
             say(f"nothing left to train: step {start:,} of {total:,}")
         else:
-            state = _loop(
-                run, state, examples, source, as_json, checkpoints, writer, evaluator, schedule
-            )
+            with deferred() as requests:
+                state = _loop(
+                    run,
+                    state,
+                    examples,
+                    source,
+                    as_json,
+                    checkpoints,
+                    writer,
+                    evaluator,
+                    schedule,
+                    requests,
+                )
+        checkpoints.wait()
+    except OSError as error:  # the disk is full, or gone
+        raise RunError(f"{workdir}: {error.strerror or error}; {checkpoints.left()}") from error
     finally:
-        checkpoints.close()
-        writer.close()
+        with contextlib.suppress(RunError, OSError):  # what matters was said by `wait`
+            checkpoints.close()
+        with contextlib.suppress(OSError):
+            writer.close()
     return state
 
 
@@ -282,6 +310,7 @@ def _loop(
     writer: MetricWriter,
     evaluator: Any,
     schedule: Callable[[int], Any],
+    requests: Requests,
 ) -> dict[str, Any]:
     config, batch_size = run.config, run.config.train.batch_size
     start, total = int(state["step"]), config.train.steps
@@ -307,6 +336,11 @@ def _loop(
         }
         writer.write(step, figures)
 
+    def save(step: int, progress: TrainProgress) -> None:
+        """Once the losses of all steps up to this one are seen to be finite."""
+        report(step, progress)
+        checkpoints.save(step, state, examples + (step - start) * batch_size, as_json)
+
     say(
         f"training {config.method}, {total - start:,} steps of {batch_size} images, "
         f"{run.mesh.size} device(s); the first step is compiled, then its speed is shown"
@@ -327,7 +361,14 @@ def _loop(
                 progress.leave_out(run.compile_seconds - spent)
             pending.append((step, metrics))
             if step < total:  # read and send the next batch while this step runs
-                batch = put_batch(run.mesh, next(batches))
+                try:
+                    batch = put_batch(run.mesh, next(batches))
+                except RunError:
+                    # The others of several processes may have their data, and would wait.
+                    if jax.process_count() == 1:
+                        save(step, progress)
+                        say(f"saved at step {step:,}")
+                    raise
             if len(pending) > IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - IN_FLIGHT][1])
             progress.advance(step)
@@ -337,9 +378,13 @@ def _loop(
             # A report waits for the step before this one, so that the device has work meanwhile.
             if (step - 1) % config.log.every == 0:
                 report(step - 1, progress)
-            if step == total or step % config.checkpoint.every == 0:
-                report(step, progress)
-                checkpoints.save(step, state, examples + (step - start) * batch_size, as_json)
+            stop = requests.after(step)
+            if step == total or step % config.checkpoint.every == 0 or stop:
+                save(step, progress)
+            if stop and step < total:
+                checkpoints.wait()
+                say(f"saved at step {step:,} of {total:,}")
+                raise requests.reason()
             if config.eval.every and step % config.eval.every == 0:
                 began, player = time.monotonic(), run.method.players[0]
                 figures = evaluator.summary(state["ema"][player])
@@ -385,16 +430,3 @@ def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:
                     "config.optim.lr, or set config.optim.clip or config.dtype='float32'"
                 )
     return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-
-
-def _prepare(workdir: Path, as_json: dict) -> None:
-    """Makes the work directory and writes the config into it, whole or not at all."""
-    if jax.process_index() != 0:
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_config(workdir, as_json)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 import efae_jax
@@ -26,6 +27,7 @@ from efae_jax.logs import console, figures_table, say, track
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.images import psnr, ssim
+from efae_jax.paths import local_folder, workdir_path
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 NAMES = ("psnr", "ssim", "equivariance_error")
@@ -77,7 +79,8 @@ class Evaluator:
         count = 0
         batches, size = self.batches(), self.config.eval.batch_size
         if show:
-            batches = track(batches, math.ceil(self.num_images / size), "evaluating")
+            steps = math.ceil(self.num_images / size)
+            batches = track(batches, steps, "evaluating", " batches")
         for batch in batches:
             device = put_batch(
                 self.mesh, {"image": batch["image"], "index": batch["index"].astype(np.int32)}
@@ -164,7 +167,7 @@ def check_evaluation(model: Autoencoder, params: Any, config: Any, mesh: Mesh) -
 
 
 def evaluate_workdir(
-    workdir: Path,
+    workdir: epath.PathLike,
     config: Any,
     devices: Any = None,
     step: int | None = None,
@@ -180,14 +183,15 @@ def evaluate_workdir(
     Raises:
       UserError: when there is no such checkpoint, or the config is another run's.
     """
+    workdir = workdir_path(workdir)
     check_config(workdir, json.loads(config.to_json_best_effort()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     restored = restore(workdir, config, mesh, step)
     check_evaluation(restored.model, restored.params, config, mesh)
-    out = workdir / "eval"
-    record = evaluate(restored.model, restored.params, config, mesh, out, restored.step)
+    with local_folder(workdir / "eval") as out:
+        record = evaluate(restored.model, restored.params, config, mesh, out, restored.step)
     names = ["equivariance.png", "flow.gif"][: 1 + restored.model.is_flow]
-    say(f"pictures and figures: {out}/{', '.join([*names, 'figures.json'])}")
+    say(f"pictures and figures: {workdir}/eval/{', '.join([*names, 'figures.json'])}")
     return record
 
 

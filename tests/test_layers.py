@@ -7,13 +7,15 @@ from conftest import ROOT
 PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
-    {"errors", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
+    {"errors", "exits", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
     {"models", "data", "sharding", "optim", "logs", "compilation"},
+    {"distributed", "interrupts"},
     {"convert"},
     {"methods", "embedders"},
     {"state", "checkpoint", "pictures", "panels", "report", "basis"},
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
+    {"workdir"},
     {"train", "encode", "embed", "lerp"},
     {"__main__"},
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 import efae_jax
@@ -26,6 +27,7 @@ from efae_jax.logs import console, say
 from efae_jax.methods import complete_config
 from efae_jax.methods.disentangle import clip
 from efae_jax.models.disentangler import Disentangler, build_disentangler, change_channels
+from efae_jax.paths import local_folder, workdir_path
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 PLAYER = "disentangler"
@@ -120,7 +122,7 @@ def check_evaluation(disentangler: Disentangler, params: Any, config: Any, mesh:
 
 
 def evaluate_workdir(
-    workdir: Path, config: Any, devices: Any = None, step: int | None = None
+    workdir: epath.PathLike, config: Any, devices: Any = None, step: int | None = None
 ) -> dict[str, Any]:
     """Measures the basis of a checkpoint into `workdir/eval`.
 
@@ -133,7 +135,7 @@ def evaluate_workdir(
     Raises:
       UserError: when there is no such checkpoint, or the config is another run's.
     """
-    config = complete_config(config)
+    workdir, config = workdir_path(workdir), complete_config(config)
     check_config(workdir, json.loads(config.to_json_best_effort()))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     disentangler = build_disentangler(config)
@@ -155,7 +157,8 @@ def evaluate_workdir(
         max_bad=config.data.max_bad,
     )
     found = {"step": step, "trained_orthogonality_error": _error(W), **found}
-    write(found, workdir / "eval")
+    with local_folder(workdir / "eval") as out:
+        write(found, out, workdir / "eval")
     return found
 
 
@@ -195,8 +198,11 @@ def measure(
     }
 
 
-def write(record: dict[str, Any], out: Path) -> None:
-    """Prints the table, and writes `figures.json`, `figures.txt` and `figures.png` to a folder."""
+def write(record: dict[str, Any], out: Path, shown: epath.Path | None = None) -> None:
+    """Prints the table, and writes `figures.json`, `figures.txt` and `figures.png` to a folder.
+
+    `shown` is what to call the folder, if another is copied there.
+    """
     if jax.process_index() != 0:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,7 @@ def write(record: dict[str, Any], out: Path) -> None:
             target.print(table)
             target.print(words, markup=False, highlight=False)
     report.draw(record, out / "figures.png")
-    say(f"figures: {out}/figures.json, figures.png")
+    say(f"figures: {shown or out}/figures.json, figures.png")
 
 
 def _error(matrix: np.ndarray) -> float:

@@ -165,7 +165,7 @@ class Measurement:
             **self.options,
         )
         try:
-            for step in track(range(steps), steps, label):
+            for step in track(range(steps), steps, label, " steps"):
                 batch = next(batches)
                 z, targets = self._inputs(batch)
                 device = put_batch(self.mesh, {"z": z, **targets})
@@ -191,7 +191,7 @@ class Measurement:
         captions: dict[bytes, int] = {}
         candidates, own, squares = [], [], np.zeros(2)
         count = math.ceil(len(self.test) / self.batch_size)
-        for batch in track(self._test_batches(), count, "held-out pairs"):
+        for batch in track(self._test_batches(), count, "held-out pairs", " batches"):
             z, targets = self._inputs(batch)
             device = put_batch(self.mesh, {"z": z})
             mask = whole_batch(self.mesh, batch["mask"])

@@ -81,7 +81,7 @@ class EmbeddingShards:
         if len(left) < len(mine):
             say(f"{len(mine) - len(left)} of {len(mine)} shards of embeddings are there already")
         total = sum(len(self._range(i)) for i in left)
-        ticks = track(range(total), total, "embedding")
+        ticks = track(range(total), total, "embedding", " images")
         for number in left:
             self._write(number, ticks)
         next(ticks, None)

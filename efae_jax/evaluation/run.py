@@ -153,7 +153,7 @@ class Run:
         )
         steps = math.ceil((total - done) / self.batch_size)
         saved, ahead = time.monotonic(), []
-        for batch in track(self._batches(done), steps, "evaluating"):
+        for batch in track(self._batches(done), steps, "evaluating", " batches"):
             ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
             if len(ahead) < 2:  # the devices compute a batch while the host adds up another
                 continue

@@ -1,0 +1,102 @@
+"""How a command ends: one line for what went wrong, and an exit code that says what to do.
+
+| code | |
+|---|---|
+| 0 | done |
+| 1 | the work cannot go on: a loss that is not finite, unreadable data, a full disk |
+| 2 | a mistake in the command |
+| 75 | stopped by SIGTERM with everything saved; the same command goes on |
+| 130 | stopped by Ctrl-C |
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from efae_jax.errors import RunError, Stopped, UserError
+
+# This module imports no JAX, so that a mistake in a command answers at once.
+
+
+def ended_by(work: Callable[[], object], stopped: str) -> int:
+    """Does the work; returns the exit code, after a line on standard error unless it is 0.
+
+    Args:
+      work: what the command does. SIGTERM raises `Stopped` in it.
+      stopped: what a stop leaves, in words.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, _raise_stopped)
+    try:
+        work()
+    except UserError as error:
+        return _say(f"error: {error}", error.exit_code)
+    except Stopped as error:
+        return _say(f"stopped by SIGTERM; {stopped}", error.exit_code)
+    except KeyboardInterrupt:
+        return _say(f"stopped; {stopped}", 130)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror}", RunError.exit_code)
+    except RuntimeError as error:
+        reason = _of_jax(error)
+        if reason is None:
+            raise
+        return _say(f"error: {reason}; {stopped}", RunError.exit_code)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def leave(code: int) -> None:
+    """Ends the process with an exit code."""
+    if "jax" in sys.modules:
+        from efae_jax import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
+
+
+def _raise_stopped(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off the end
+    raise Stopped
+
+
+def _say(line: str, code: int) -> int:
+    print(f"{_which()}{line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _which() -> str:
+    """Of several processes, which one speaks."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            return f"process {jax.process_index()} of {jax.process_count()}: "
+    return ""
+
+
+def _of_jax(error: RuntimeError) -> str | None:
+    """What the runtime's error means to a user; None if it is of another kind."""
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    reason = str(error).strip().splitlines()[0]
+    if "RESOURCE_EXHAUSTED" in reason:
+        return (
+            f"the device has too little memory ({reason[:200]}); lower the batch size, or in "
+            "training set config.train.accumulate or config.train.remat"
+        )
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        return f"another process of this run is gone ({reason[:200]})"
+    return None
