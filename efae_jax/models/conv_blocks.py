@@ -12,6 +12,8 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from efae_jax.models.attention import attention
+
 PADDINGS = {"zeros": ((1, 1), (1, 1)), "reflect": "REFLECT"}
 # (x[B,H,W,C], groups) -> (mean[B,G], variance[B,G]) over the positions and channels of a group.
 Statistics = Callable[[Array, int], tuple[Array, Array]]
@@ -163,7 +165,7 @@ class Attention(nnx.Module):
         q, k, v = (
             rearrange(a, "(b n) (m d) -> b n m d", b=batch, d=self.head_width) for a in (q, k, v)
         )
-        h = jax.nn.dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         h = self.out(rearrange(h, "b n m d -> (b n) (m d)"))
         return x_BHWC + rearrange(h, "(b h w) c -> b h w c", h=height, w=width)
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from efae_jax.models.attention import attention
 from efae_jax.models.layers import (
     LatentGrid,
     TimeEmbedding,
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
         qkv_ND = self.qkv(rearrange(x_BLD, "b l d -> (b l) d"))
         q, k, v = rearrange(qkv_ND, "(b l) (n h d) -> n b l h d", b=batch, n=3, h=self.heads)
         q, k = rotate(self.q_norm(q), angles_LF), rotate(self.k_norm(k), angles_LF)
-        y_BLHD = jax.nn.dot_product_attention(q, k, v)
+        y_BLHD = attention(q, k, v)
         y_ND = self.out(rearrange(y_BLHD, "b l h d -> (b l) (h d)"))
         return rearrange(y_ND, "(b l) d -> b l d", l=length)
 
