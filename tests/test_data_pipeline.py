@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efae_jax.data import Transform, eval_batches, make_source, train_batches
-from efae_jax.errors import UserError
+from efae_jax.errors import RunError, UserError
 
 RANDOM = Transform((4, 2), crop="random", flip=True)  # six views of a 4 x 4 image
 
@@ -133,15 +133,31 @@ def test_worker_processes_read_the_same_stream_and_report_damage():
         stream(source, 22, num_workers=1)
 
 
-def test_a_killed_worker_process_stops_the_run():
+def test_a_killed_worker_process_is_replaced_and_nothing_is_missed(caplog):
+    expected = stream(Numbers(9), 40)
     reader = train_batches(Numbers(9), RANDOM, batch_size=2, seed=0, num_workers=1)
-    next(reader)
+    found = [next(reader)]
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"reading stopped: .*exit code -9.*num_workers=0"):
-        sum(1 for _ in reader)
-    assert time.monotonic() - start < 30
+    with caplog.at_level(logging.WARNING):
+        found += [next(reader) for _ in range(19)]
+    assert time.monotonic() - start < 60
+    assert "exit code -9" in caplog.text
+    assert "New processes go on" in caplog.text
+    for name in ("index", "image", "label"):
+        np.testing.assert_array_equal(np.concatenate([b[name] for b in found]), expected[name])
+    reader.close()
+
+
+def test_worker_processes_that_always_die_stop_the_run():
+    class Deadly(Numbers):
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    reader = train_batches(Deadly(9), RANDOM, batch_size=2, seed=0, num_workers=1)
+    with pytest.raises(RunError, match=r"reading stopped 3 times .*exit code -9.*num_workers=0"):
+        next(reader)
 
 
 def test_processes_share_out_each_epoch():

@@ -8,9 +8,10 @@ example, and a run resumes anywhere by giving the position.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
@@ -26,6 +27,7 @@ from efae_jax.errors import RunError, UserError
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 _REASON_BYTES = 200
+RESTARTS = 3  # of worker processes that die, one after the other without a batch between
 
 
 class Reader(Protocol):
@@ -57,7 +59,7 @@ def train_batches(
     [b, H, W, C], label int32 [b]), index int64 [b] (the record's number in the source), bad bool
     [b], with b = batch_size / process_count. A record that cannot be read is replaced by the next
     one that can, and marked bad. Reads in num_threads threads, or in num_workers processes if that
-    is not 0.
+    is not 0; of processes that die, new ones go on where they were.
 
     Raises UserError, at once for settings that cannot be, and later when more than max_bad
     distinct records turn out bad or no readable one is found. Close the iterator when done.
@@ -265,21 +267,57 @@ def _batches(examples: _Examples, num_threads: int, num_workers: int, max_bad: i
             raise UserError(f"data.num_{name}: {number}; it must be at least 0")
     if max_bad < 0:
         raise UserError(f"data.max_bad: {max_bad}; it must be at least 0")
-    size = examples.share.local_batch
-    parts = 1 if num_workers else min(size, max(num_threads, 1))
-    data = grain.MapDataset.source(_Parts(examples, parts))
-    if num_workers:
-        # Whole batches go round the workers, so that their number changes nothing.
-        data = data.to_iter_dataset(grain.ReadOptions(1, 1))
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, 2)).map(_own)
-        if not flags.FLAGS.is_parsed():  # grain's workers read some of its flags
-            flags.FLAGS.mark_as_parsed()
-    else:
+    parts = 1 if num_workers else min(examples.share.local_batch, max(num_threads, 1))
+
+    def read_from(batch: int) -> grain.IterDataset:
+        data = grain.MapDataset.source(_Parts(examples, parts))[batch * parts :]
+        if num_workers:
+            # Whole batches go round the workers, so that their number changes nothing.
+            data = data.to_iter_dataset(grain.ReadOptions(1, 1))
+            return data.mp_prefetch(grain.MultiprocessingOptions(num_workers, 2)).map(_own)
         ahead = 2 * max(parts, num_threads) if num_threads else 0
         data = data.to_iter_dataset(grain.ReadOptions(num_threads, ahead))
         data = data.batch(parts, batch_fn=_join) if parts > 1 else data
-        data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
-    return Batches(_checked(data, examples, BadRecords(examples.source, max_bad)))
+        return grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
+
+    if num_workers and not flags.FLAGS.is_parsed():  # grain's workers read some of its flags
+        flags.FLAGS.mark_as_parsed()
+    found = _restarted(read_from, RESTARTS if num_workers else 0)
+    return Batches(_checked(found, examples, BadRecords(examples.source, max_bad)))
+
+
+def _restarted(
+    read_from: Callable[[int], grain.IterDataset], restarts: int
+) -> Generator[Batch, None, None]:
+    """All batches; where a worker process is gone, new ones go on with the batch that is next.
+
+    read_from: the dataset from a batch on. restarts: without a batch between them, before
+    RunError is raised.
+    """
+    done, left = 0, restarts
+    reader = iter(read_from(0))
+    try:
+        while True:
+            try:
+                batch = next(reader)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # what grain raises when a worker process is gone
+                if not left:
+                    again = f" {restarts} times in a row" if restarts else ""
+                    raise RunError(
+                        f"data: reading stopped{again}: {error} Out of memory, or of shared memory "
+                        "(/dev/shm)? data.num_workers=0 reads in threads"
+                    ) from error
+                left -= 1
+                log.warning("data: %s New processes go on.", error)
+                reader.close()
+                reader = iter(read_from(done))
+                continue
+            done, left = done + 1, restarts
+            yield batch
+    finally:
+        reader.close()
 
 
 def _own(batch: Batch) -> Batch:
@@ -287,11 +325,12 @@ def _own(batch: Batch) -> Batch:
     return {name: np.array(value, subok=False) for name, value in batch.items()}
 
 
-def _checked(data: grain.IterDataset, examples: _Examples, bad: BadRecords) -> Generator[Batch]:
+def _checked(
+    found: Generator[Batch, None, None], examples: _Examples, bad: BadRecords
+) -> Generator[Batch, None, None]:
     training = isinstance(examples, _TrainExamples)
-    reader = iter(data)
-    try:
-        for batch in reader:
+    with contextlib.closing(found):
+        for batch in found:
             lost, reasons = batch.pop("lost"), batch.pop("reason")
             batch["bad"] = reasons != b""
             for row in np.flatnonzero(batch["bad"]):
@@ -304,10 +343,3 @@ def _checked(data: grain.IterDataset, examples: _Examples, bad: BadRecords) -> G
             if not training:
                 batch["mask"] = (batch["index"] >= 0) & ~batch["bad"]
             yield batch
-    except RuntimeError as error:  # what grain raises when a worker process is gone
-        raise RunError(
-            f"data: reading stopped: {error} Out of memory, or of shared memory (/dev/shm)? "
-            "data.num_workers=0 reads in threads"
-        ) from error
-    finally:
-        reader.close()
