@@ -5,6 +5,7 @@ python -m efae_jax compare EVALUATION... --out DIR
 python -m efae_jax reconstruct --model MODEL IMAGES... --out DIR
 python -m efae_jax encode --model MODEL --data DATA --out DIR
 python -m efae_jax embed --model MODEL --data DATA --out DIR
+python -m efae_jax cache --data DATA --out DIR
 python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
 python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax import SOURCE WORKDIR
@@ -141,6 +142,21 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_embed, stopped="the same command goes on")
 
+    c = commands.add_parser("cache", help="decode and resize images once, for faster training")
+    c.add_argument("--data", required=True, help="a folder, or SOURCE:PATH, as config.data's")
+    c.add_argument("--data-dir", default="", help="of that source, as config.data.data_dir")
+    c.add_argument("--split", help="train or test; both unless given")
+    c.add_argument("--test-fraction", type=float, default=0.02, help="as config.data's; 0.02")
+    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--size", type=int, default=256, help="pixels of the shorter side; 256")
+    crop_help = "none: the whole image, which random crops need; center: the square"
+    c.add_argument("--crop", default="none", help=crop_help)
+    c.add_argument("--format", default="raw", help="raw (largest, fastest), png or jpeg (95)")
+    c.add_argument("--shards", type=int, help="of a split; one for every 4096 images unless given")
+    c.add_argument("--threads", type=int, help="that read and decode; one a core, at least 8")
+    c.add_argument("--max-bad", type=int, default=100, help="unreadable images of a split")
+    c.set_defaults(run=_cache, stopped="the same command goes on")
+
     basis_help = "a disentangling run's work directory, or a file: safetensors, pt, npy, npz"
     c = commands.add_parser("probe", help="what semantic and style channels tell of held-out pairs")
     c.add_argument("--basis", required=True, type=Path, help=basis_help)
@@ -262,6 +278,15 @@ def _embed(args: argparse.Namespace) -> None:
     distributed.start()
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     embed(args.model, args.out, settings, dtype=args.dtype)
+
+
+def _cache(args: argparse.Namespace) -> None:
+    from efae_jax.cache import Settings, write_cache
+
+    names = ("split", "test_fraction", "data_dir", "shards", "threads", "max_bad")
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    options = {name: getattr(args, name) for name in names}
+    write_cache(args.out, args.data, settings=settings, **options)
 
 
 def _probe(args: argparse.Namespace) -> None:

@@ -64,10 +64,13 @@ def _from_npy(data: bytes) -> np.ndarray:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def write_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
+def write_records(
+    path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]], *, compress: bool = True
+) -> int:
     """Writes packed records to a file, each readable on its own; returns their number."""
     count = 0
-    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    options = "group_size:1" if compress else "group_size:1,uncompressed"
+    writer = ArrayRecordWriter(os.fspath(path), options)
     try:
         for record in records:
             writer.write(pack(record))

@@ -134,6 +134,28 @@ def read_picture(
     return np.asarray(img).reshape(height, width, channels)
 
 
+def decode(image: bytes | np.ndarray | Image.Image, target: tuple[int, int]) -> Image.Image:
+    """The upright image as 'L' or 'RGB', at such a size that it can be resized to the target."""
+    return _decode(_open(image), target)
+
+
+def fit(
+    image: bytes | np.ndarray | Image.Image, side: int, *, square: bool, max_pixels: int = 2**31
+) -> Image.Image:
+    """The image as 'L' or 'RGB', its shorter side resized to `side` as `Transform` does it.
+
+    square: and its centre cropped, to the pixels that `Transform` with crop 'center' gives. What
+    `Transform` crops out of the whole is what it crops out of the image itself, up to rounding.
+
+    Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
+    """
+    img, target = _open(image), (side, side)
+    if img.width * img.height > max_pixels:
+        raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
+    img = _decode(img, target)
+    return _resize_and_crop(img, target, 0.5) if square else _resize_whole(img, side)
+
+
 @contextlib.contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
     before = Image.MAX_IMAGE_PIXELS
@@ -251,3 +273,31 @@ def _resize_and_crop(img: Image.Image, target: tuple[int, int], place: float) ->
         box=(left, top, right, bottom),
         reducing_gap=3.0,
     )
+
+
+def _resize_whole(img: Image.Image, side: int) -> Image.Image:
+    """Resizes the shorter side, on the grid of pixels that `_resize_and_crop` crops from.
+
+    Where the longer side is rounded up, the grid's last line would lie in part outside the image;
+    it is moved inside.
+    """
+    scale = side / min(img.size)
+    width, height = (round(n * scale) for n in img.size)
+    inside = tuple(
+        min(n, math.floor(old * scale + 1e-6))
+        for n, old in zip((width, height), img.size, strict=True)
+    )
+    how = {"resample": Image.Resampling.BICUBIC, "reducing_gap": 3.0}
+    right, bottom = (min(n / scale, old) for n, old in zip(inside, img.size, strict=True))
+    result = img.resize(inside, box=(0, 0, right, bottom), **how)
+    if inside == (width, height):
+        return result
+    whole = Image.new(img.mode, (width, height))
+    whole.paste(result)
+    if width > inside[0]:
+        box = (img.width - 1 / scale, 0, img.width, img.height)
+        whole.paste(img.resize((1, height), box=box, **how), (width - 1, 0))
+    else:
+        box = (0, img.height - 1 / scale, img.width, img.height)
+        whole.paste(img.resize((width, 1), box=box, **how), (0, height - 1))
+    return whole
