@@ -1,0 +1,136 @@
+"""The command `layout`: a config, a mesh, and what the compiled step takes of each device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efae_jax.errors import UserError
+
+
+def layout(
+    config_file: str,
+    overrides: Sequence[str] = (),
+    *,
+    devices: int | None = None,
+    target: str | None = None,
+    mesh: str | None = None,
+    plan: int | None = None,
+    largest: int = 8,
+    json_file: Path | None = None,
+) -> None:
+    """Prints memory per device, parameters and collectives of a config's training step.
+
+    Nothing is run and nothing is written but `json_file`. `prepare_environment` must have been
+    called, with the same devices and target, before JAX was imported.
+
+    Args:
+      config_file: of configs/, and :variant.
+      overrides: "--config.field=value", as main.py takes them.
+      devices: simulated CPUs to compile for; all devices here unless one of these two is given.
+      target: an accelerator type of Google Cloud to compile for, such as "v5e-8".
+      mesh: "data=4,fsdp=2" instead of the config's.
+      plan: which program, from 1; the one with the largest sides unless given.
+      largest: how many of the parameters are listed.
+      json_file: gets all of it.
+
+    Raises:
+      UserError: for a mistake in any of these.
+      RunError: when the compiler says that the step does not fit.
+    """
+    config = read_config(config_file, overrides)
+    from efae_jax.layout import tables
+    from efae_jax.layout.measure import choose_plan, measure
+    from efae_jax.layout.targets import find_target
+    from efae_jax.logs import console, say
+    from efae_jax.methods import complete_config
+    from efae_jax.train import Run
+
+    if largest < 0:
+        raise UserError(f"--largest {largest} must be at least 0")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: there is no such folder")
+    found = find_target(target)
+    with config.unlocked():
+        if mesh is not None:
+            config.mesh.data, config.mesh.fsdp = parse_mesh(mesh)
+        if target is not None and config.dtype == "auto":
+            config.dtype = "bfloat16"  # what it is there; here, where it compiles, is a CPU
+    run = Run(complete_config(config), found.devices)
+    chosen, which = choose_plan(run, plan)
+    say(f"compiling {config_file} for {found.name}; it takes seconds to many minutes")
+    measured = measure(run, chosen)
+    title = f"{config_file}{', ' + which if which else ''}, on {found.name}"
+    for table in tables.all_tables(title, run, found, measured, largest):
+        console.print(table)
+    for line in tables.remarks(run, found, measured):
+        say(line)
+    if json_file is not None:
+        record = {
+            "config": config_file,
+            "overrides": list(overrides),
+            "program": which,
+            **tables.record(run, found, measured),
+        }
+        try:
+            json_file.write_text(json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: {error.strerror or error}") from error
+
+
+def read_config(config_file: str, overrides: Sequence[str]) -> Any:
+    """A config as main.py reads it.
+
+    Raises:
+      UserError: for a file, a variant or a field that there is not, and for a wrong value.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values, words = flags.FlagValues(), ["layout", f"--config={config_file}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    try:
+        rest = values(words)
+        holder.value.to_dict()  # a file that is not there is noticed at the first access
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error.args[0] if error.args else error).strip()
+        if "Traceback" in text:  # a config file that raised: its last line is the message
+            text = text.splitlines()[-1].removeprefix("ValueError: ")
+        text = " ".join(text.strip("\"'").split())
+        no_field = isinstance(error, AttributeError | KeyError)
+        raise UserError(f"the config has no field {text}" if no_field else text) from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}")
+    return holder.value
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """("data=4,fsdp=2") -> (4, 2); data is -1, what fsdp leaves, unless given, fsdp 1.
+
+    Raises:
+      UserError: for anything else.
+    """
+    sizes = {"data": -1, "fsdp": 1}
+    for part in text.split(","):
+        found = re.fullmatch(r"(data|fsdp)=(-?\d+)", part.strip())
+        if not found:
+            raise UserError(f"--mesh {text}: give axes of the mesh, such as data=4,fsdp=2")
+        sizes[found[1]] = int(found[2])
+    return sizes["data"], sizes["fsdp"]
+
+
+def as_dict(value: Any) -> Any:
+    """Dataclasses and named tuples as dictionaries, for JSON."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: as_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: as_dict(v) for name, v in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [as_dict(v) for v in value]
+    if isinstance(value, dict):
+        return {name: as_dict(v) for name, v in value.items()}
+    return value
