@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 from tiny import tiny, tiny_aura, tiny_eq
 
@@ -10,7 +11,15 @@ from efae_jax.errors import UserError
 from efae_jax.layout import tables
 from efae_jax.layout.command import parse_mesh, read_config
 from efae_jax.layout.measure import choose_plan, does_not_fit, measure
-from efae_jax.layout.targets import CUBES, FLAT, find_target, parse_target, prepare_environment
+from efae_jax.layout.targets import (
+    CUBES,
+    FLAT,
+    default_platform,
+    find_target,
+    parse_target,
+    prepare_environment,
+)
+from efae_jax.models.build import compute_dtype
 from efae_jax.sharding import SMALL
 from efae_jax.train import Run
 
@@ -155,6 +164,12 @@ def test_a_target_without_the_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'libtpu"):
         prepare_environment(None, "v5e-8")
+
+
+def test_models_are_traced_as_for_the_target():
+    with default_platform("tpu"):
+        assert compute_dtype("auto") == jnp.bfloat16
+    assert compute_dtype("auto") == jnp.float32
 
 
 def test_the_mesh_is_named_by_axes():

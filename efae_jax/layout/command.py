@@ -45,7 +45,7 @@ def layout(
     config = read_config(config_file, overrides)
     from efae_jax.layout import tables
     from efae_jax.layout.measure import choose_plan, measure
-    from efae_jax.layout.targets import find_target
+    from efae_jax.layout.targets import default_platform, find_target
     from efae_jax.logs import console, say
     from efae_jax.methods import complete_config
     from efae_jax.train import Run
@@ -60,10 +60,11 @@ def layout(
             config.mesh.data, config.mesh.fsdp = parse_mesh(mesh)
         if target is not None and config.dtype == "auto":
             config.dtype = "bfloat16"  # what it is there; here, where it compiles, is a CPU
-    run = Run(complete_config(config), found.devices)
-    chosen, which = choose_plan(run, plan)
-    say(f"compiling {config_file} for {found.name}; it takes seconds to many minutes")
-    measured = measure(run, chosen)
+    with default_platform(found.devices[0].platform):
+        run = Run(complete_config(config), found.devices)
+        chosen, which = choose_plan(run, plan)
+        say(f"compiling {config_file} for {found.name}; it takes seconds to many minutes")
+        measured = measure(run, chosen)
     title = f"{config_file}{', ' + which if which else ''}, on {found.name}"
     for table in tables.all_tables(title, run, found, measured, largest):
         console.print(table)

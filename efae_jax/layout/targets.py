@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from efae_jax.errors import UserError
@@ -143,6 +144,22 @@ def find_target(target: str | None) -> Target:
     return Target(
         f"{len(found)} x {kind}", found, MEMORY.get(kind) or statistics.get("bytes_limit")
     )
+
+
+@contextlib.contextmanager
+def default_platform(platform: str) -> Iterator[None]:
+    """Has `jax.default_backend()` name a platform that is not there.
+
+    The models ask it, while they are traced, which of several ways to compute is the fastest.
+    """
+    import jax
+
+    original = jax.default_backend
+    jax.default_backend = lambda: platform
+    try:
+        yield
+    finally:
+        jax.default_backend = original
 
 
 def _libtpu_requirement() -> str:
