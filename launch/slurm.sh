@@ -64,7 +64,7 @@ code=0
 step "${launcher[@]}" .venv/bin/python main.py "${arguments[@]}" || code=$?
 if [ -n "$dry_run" ]; then
   echo "# if that returns 75 (stopped by SIGTERM, after saving):"
-  step scontrol requeue "${SLURM_JOB_ID:-\$SLURM_JOB_ID}" | tr -d "'"
+  echo "scontrol requeue ${SLURM_JOB_ID:-\$SLURM_JOB_ID}"
 elif [ "$code" = 75 ]; then
   # A job that scancel ends does not get here: it ends this shell as well.
   echo "stopped after saving; job $SLURM_JOB_ID goes back into the queue"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -122,16 +121,3 @@ def parse_mesh(text: str) -> tuple[int, int]:
             raise UserError(f"--mesh {text}: give axes of the mesh, such as data=4,fsdp=2")
         sizes[found[1]] = int(found[2])
     return sizes["data"], sizes["fsdp"]
-
-
-def as_dict(value: Any) -> Any:
-    """Dataclasses and named tuples as dictionaries, for JSON."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: as_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {name: as_dict(v) for name, v in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [as_dict(v) for v in value]
-    if isinstance(value, dict):
-        return {name: as_dict(v) for name, v in value.items()}
-    return value

@@ -98,9 +98,6 @@ def remarks(run: Run, target: Target, measured: Layout) -> Iterator[str]:
 
 def record(run: Run, target: Target, measured: Layout) -> dict[str, Any]:
     """All of it for JSON; bytes, and counts per device and step."""
-    from efae_jax.layout.command import as_dict
-
-    figures = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
     return {
         "target": target.name,
         "memory": target.memory,
@@ -111,7 +108,7 @@ def record(run: Run, target: Target, measured: Layout) -> dict[str, Any]:
         "remat": run.config.train.remat,
         "dtype": run.config.dtype,
         "needed": measured.needed,
-        **as_dict(figures),
+        **_plain(measured),
     }
 
 
@@ -136,3 +133,16 @@ def size(count: int) -> str:
 def share(part: int, whole: int) -> str:
     """Per cent, empty of nothing."""
     return f"{100 * part / whole:.1f}%" if whole else ""
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and named tuples as dictionaries."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: _plain(v) for name, v in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    return value

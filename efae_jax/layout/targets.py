@@ -42,6 +42,8 @@ GENERATIONS = {
 }
 # Shapes of so many chips, as Google Cloud arranges them.
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+# Those that are on one host; libtpu takes four chips for a host unless told otherwise.
+ONE_HOST = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 # Device memory by what JAX calls the kind of device.
 MEMORY = {
@@ -128,8 +130,8 @@ def find_target(target: str | None) -> Target:
     if target is not None:
         generation, topology = parse_target(target)
         options = dict(generation.options)
-        if topology.endswith(":1x1"):
-            options["chips_per_host_bounds"] = (1, 1, 1)
+        if bounds := ONE_HOST.get(topology.partition(":")[2]):
+            options["chips_per_host_bounds"] = bounds
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **options
         ).devices
