@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from efae_jax.errors import UserError
@@ -63,7 +63,6 @@ def main() -> None:
 
 def run() -> None:
     """Runs, and ends with an exit code of `efae_jax.exits`."""
-    logging.set_verbosity(logging.ERROR)  # orbax warns of every metadata that it lacks
     stopped = "the same command goes on from the last checkpoint, if there is one"
     leave(ended_by(lambda: (parse(sys.argv), main()), stopped))
 

@@ -10,6 +10,7 @@ python -m efae_jax probe --basis BASIS --pairs DIR --out DIR
 python -m efae_jax lerp --model MODEL --basis BASIS IMAGE TARGET --out DIR
 python -m efae_jax import SOURCE WORKDIR
 python -m efae_jax export WORKDIR OUT
+python -m efae_jax benchmark [JOB ...] [--peer] [--out FILE.json]
 python -m efae_jax layout --config FILE:VARIANT [--target v5e-8] [--config.field=value ...]
 """
 
@@ -38,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # orbax announces on every restore that it was given no shardings on purpose, and more.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     return ended_by(lambda: args.run(args), args.stopped)
 
 
@@ -201,6 +200,19 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--largest", type=int, default=8, help="parameters that are listed")
     c.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
     c.set_defaults(run=_layout, overrides=[], stopped="nothing was written")
+
+    c = commands.add_parser("benchmark", help="how fast this machine trains, samples, encodes")
+    jobs_help = "efae, dit, sample, encode, decode, kl, eq (all of these), input, startup"
+    c.add_argument("jobs", nargs="*", metavar="JOB", help=jobs_help)
+    c.add_argument("--model", help=f"that encodes and decodes, or samples: {model_help}")
+    c.add_argument("--peer", action="store_true", help="beside PyTorch, in turns, on one device")
+    c.add_argument("--rounds", type=int, help="turns of each contender; 5, of slow ones 3")
+    c.add_argument("--batch-size", type=int, help="images of a step; the job's own unless given")
+    c.add_argument("--small", action="store_true", help="a look: all sizes tiny")
+    c.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto, for the device's")
+    c.add_argument("--out", type=Path, metavar="JSON", help="a file for all that is measured")
+    c.set_defaults(run=_benchmark, stopped="--out holds the jobs that are done")
+
     return parser
 
 
@@ -372,6 +384,16 @@ def _import(args: argparse.Namespace) -> None:
     print(f"efae_jax.load({str(args.workdir)!r}) gives the model")
     if args.verify:
         print("\n".join(verify(read.config, read.params, read, args.source)))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    if args.peer:  # JAX leaves a GPU's memory to PyTorch
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from efae_jax.benchmark.command import benchmark
+    from efae_jax.benchmark.jobs import Options
+
+    options = Options(**{name: getattr(args, name) for name in Options._fields})
+    benchmark(args.jobs, options, args.rounds, args.out)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,13 +143,15 @@ class Checkpoints:
             read = self._first_readable(steps) if jax.process_index() == 0 else 0
             steps = steps[distributed.first_decides(read) :]
         problems = []
-        for number in steps:
-            try:
-                return self._restore(abstract_state, number)
-            except (UserError, MemoryError):
-                raise
-            except Exception as error:
-                problems.append(f"checkpoint {number} is damaged: {_reason(error)}")
+        with _without_echo():
+            for number in steps:
+                try:
+                    return self._restore(abstract_state, number)
+                except (UserError, MemoryError):
+                    raise
+                except Exception as error:  # damage shows in many ways
+                    problems.append(f"checkpoint {number} is damaged: {_reason(error)}")
+                gc.collect()  # what was under way complains now, not later
                 if number != steps[-1]:
                     say(f"{problems[-1]}; going back to the one before")
         raise RunError(f"{self._manager.directory}: {'; '.join(problems) or 'all are damaged'}")
@@ -208,11 +213,26 @@ class Checkpoints:
             self._manager.close()
 
 
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Drops what tensorstore's threads print of reads that nobody waits for any more."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def _reason(error: Exception) -> str:
-    """The first line of an error, without the places in C++ that tensorstore adds."""
+    """What the system said, or the first line, without the places in C++ that tensorstore adds."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if system := re.search(r": ([^:]+) \[os_error_code=", text):
+        return system[1]
     return text.splitlines()[0].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
 
 

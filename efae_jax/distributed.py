@@ -127,7 +127,8 @@ def leave(code: int) -> NoReturn:
     One of several leaves at once if something is wrong: the usual end waits for the others,
     which wait for this one. A stop by SIGTERM is everyone's.
     """
-    if code not in (0, Stopped.exit_code) and jax.distributed.is_initialized() and jax.process_count() > 1:
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    if several and code not in (0, Stopped.exit_code):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -16,6 +16,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from absl import logging
+
 from efae_jax.errors import RunError, Stopped, UserError
 
 # This module imports no JAX, so that a mistake in a command answers at once.
@@ -28,6 +30,8 @@ def ended_by(work: Callable[[], object], stopped: str) -> int:
       work: what the command does. SIGTERM raises `Stopped` in it.
       stopped: what a stop leaves, in words.
     """
+    # Orbax logs with a traceback what it then raises, and warns of metadata that it can do without.
+    logging.set_verbosity(logging.FATAL)
     before = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
