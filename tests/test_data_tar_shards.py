@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from efae_jax.data import make_source
-from efae_jax.data.tar_shards import members
+from efae_jax.data.tar_shards import members, opened
 from efae_jax.errors import UserError
 
 
@@ -62,8 +62,8 @@ def test_members_agree_with_tarfile(tmp_path, names, sizes, form, letter):
     write_tar(path, files, form)
     with tarfile.open(path) as tar:
         expected = [(m.name, m.offset_data, m.size) for m in tar]
-    with open(path, "rb") as file:
-        assert list(members(file)) == expected
+    with opened(str(path)) as (pread, length):
+        assert list(members(pread, length)) == expected
     assert [name for name, _, _ in expected] == [name for name, _ in files]
 
 

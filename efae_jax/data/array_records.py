@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from efae_jax.data.splits import files_of, hold_out
 from efae_jax.errors import UserError
+from efae_jax.paths import is_remote
 
 _NPY = b"\x93NUMPY"
 # What np.save writes of an array of numbers in C order.
@@ -127,6 +128,11 @@ class ArrayRecords:
 
 
 def _check(file: str) -> None:
+    if is_remote(file):  # on which its reader hangs
+        raise UserError(
+            f"data.path: {file}: ArrayRecord files are read from disks only; copy them (gcloud "
+            "storage cp) or mount the bucket (gcsfuse); folders and tar shards are read from there"
+        )
     reader = ArrayRecordReader(file)
     empty = reader.num_records() == 0  # so it says of a damaged file, too
     try:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from efae_jax.data.folder import EXTENSIONS, Folder, class_of, image_files
+from efae_jax.data.folder import EXTENSIONS, Folder, class_of, image_files, is_folder, make_folder
 from efae_jax.data.sources import SOURCES, make_source
 from efae_jax.data.splits import Source
 from efae_jax.errors import UserError
@@ -90,7 +89,7 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def _whole_folder(root: str) -> Folder:
-    if not Path(root).is_dir():
+    if not is_folder(root):
         raise UserError(
             f"--data {root}: no such folder, nor SOURCE:PATH with SOURCE one of "
             f"{', '.join(SOURCES)}"
@@ -98,4 +97,4 @@ def _whole_folder(root: str) -> Folder:
     files = image_files(root)
     if not files:
         raise UserError(f"--data {root}: no image there; allowed: {' '.join(EXTENSIONS)}")
-    return Folder(root, files, sorted({class_of(file) for file in files}))
+    return make_folder(root, files, sorted({class_of(file) for file in files}))

@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from efae_jax.data.remote import Remote
 from efae_jax.data.splits import hold_out
 from efae_jax.errors import UserError
+from efae_jax.paths import is_remote
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
@@ -40,6 +42,28 @@ class Folder:
         return os.path.join(self.root, self.files[index])
 
 
+class RemoteFolder(Folder):
+    """`Folder` on object storage: an image is one request."""
+
+    def __init__(self, root: str, files: Sequence[str], class_names: Sequence[str]):
+        super().__init__(root, files, class_names)
+        self._remote = Remote(root)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        label = self._labels[class_of(self.files[index])]
+        return {"image": self._remote.read(self.name(index)), "label": label}
+
+
+def make_folder(root: str, files: Sequence[str], class_names: Sequence[str]) -> Folder:
+    """`Folder`, here or on object storage."""
+    return (RemoteFolder if is_remote(root) else Folder)(root, files, class_names)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is such a folder, here or on object storage."""
+    return Remote(path).is_folder(path) if is_remote(path) else os.path.isdir(path)
+
+
 def class_of(file: str) -> str:
     """The first folder of a path relative to the root; '' for a file in the root itself."""
     return file.split("/", 1)[0] if "/" in file else ""
@@ -47,6 +71,9 @@ def class_of(file: str) -> str:
 
 def image_files(root: str) -> list[str]:
     """Image files at any depth below root, relative to it, with '/', sorted; no hidden ones."""
+    if is_remote(root):
+        files = Remote(root).files_below(root)
+        return sorted(f for f in files if f.lower().endswith(EXTENSIONS) and "/." not in "/" + f)
     found, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -72,7 +99,7 @@ def open_folder(config: Any, split: str):
     """
     roots = _split_roots(config)
     for root in roots.values():
-        if not os.path.isdir(root):
+        if not is_folder(root):
             raise UserError(f"data.path: {root!r} is not a folder (of images, at any depth)")
     files = {root: image_files(root) for root in roots.values()}
     for root, found in files.items():
@@ -81,7 +108,7 @@ def open_folder(config: Any, split: str):
                 f"data.path: no image in {root!r}; allowed: {' '.join(EXTENSIONS)}, at any depth"
             )
     class_names = sorted({class_of(file) for found in files.values() for file in found})
-    source = Folder(roots[split], files[roots[split]], class_names)
+    source = make_folder(roots[split], files[roots[split]], class_names)
     return source if len(files) == 2 else hold_out(source, split, config.test_fraction)
 
 
@@ -92,6 +119,6 @@ def _split_roots(config: Any) -> dict[str, str]:
     train = os.path.join(config.path, config.train_split)
     for name in (config.test_split, *_TEST_FOLDERS):
         test = os.path.join(config.path, name)
-        if os.path.isdir(train) and os.path.isdir(test) and train != test:
+        if train != test and is_folder(train) and is_folder(test):
             return {"train": train, "test": test}
     return {"train": config.path, "test": config.path}

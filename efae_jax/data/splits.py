@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import re
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import product
 from typing import Any, Protocol
 
+from efae_jax.data.remote import Remote
 from efae_jax.errors import UserError
+from efae_jax.paths import is_remote
 
 SPLITS = ("train", "test")
 
@@ -61,7 +64,8 @@ def hold_out(source: Source, split: str, test_fraction: float) -> Subset:
     if not 0 <= test_fraction < 1:
         raise UserError(f"data.test_fraction: {test_fraction}; allowed: 0 <= fraction < 1")
     test = split == "test"
-    indices = [i for i in range(len(source)) if is_held_out(source.key(i), test_fraction) == test]
+    numbers = range(len(source))
+    indices = array("q", (i for i in numbers if is_held_out(source.key(i), test_fraction) == test))
     if not indices:
         raise UserError(
             f"data: none of the {len(source)} images falls to split {split!r} with "
@@ -78,7 +82,10 @@ def is_held_out(key: str, test_fraction: float) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The existing files that a pattern names, sorted: wildcards and {00..12} or {a,b} braces."""
+    """The existing files that a pattern names, sorted: wildcards and {00..12} or {a,b} braces.
+
+    Raises UserError where a pattern names object storage that cannot be reached.
+    """
 
     def choices(part: str) -> list[str]:
         numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
@@ -90,7 +97,10 @@ def expand(pattern: str) -> list[str]:
         return [part]
 
     parts = [choices(part) for part in re.split(r"(\{[^{}]*\})", pattern)]
-    return sorted({path for p in product(*parts) for path in glob.glob("".join(p), recursive=True)})
+    patterns = ["".join(p) for p in product(*parts)]
+    if is_remote(pattern):
+        return sorted(set(Remote(pattern).matching(patterns)))
+    return sorted({path for p in patterns for path in glob.glob(p, recursive=True)})
 
 
 def files_of(path: str, what: str) -> list[str]:

@@ -11,14 +11,20 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 from efae_jax.data.folder import EXTENSIONS
+from efae_jax.data.remote import Remote, reached
 from efae_jax.data.splits import files_of, hold_out
 from efae_jax.errors import UserError
+from efae_jax.paths import is_remote
 
 log = logging.getLogger(__name__)
+REQUEST = 2**20  # bytes of an object that a request fetches while headers are looked for
+SHARDS_AT_A_TIME = 16
 _BLOCK = 512
 
 
@@ -26,15 +32,16 @@ class ShardError(Exception):
     """A tar file that cannot be read to its end."""
 
 
-def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of the regular files in an uncompressed tar file, from its headers.
+
+    pread: gives so many bytes of the file from an offset on. length: of the file.
 
     Reads ustar, GNU and pax names. Raises ShardError where the file is damaged or cut short.
     """
-    length = os.fstat(file.fileno()).st_size
     position, long_name = 0, None
     while position < length:
-        header = os.pread(file.fileno(), _BLOCK, position)
+        header = pread(_BLOCK, position)
         if not header.strip(b"\0"):
             return
         kind, size = _check(header), _number(header[124:136])
@@ -45,9 +52,9 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         if start + size > length:
             raise ShardError("it ends inside a member")
         if kind == b"L":
-            long_name = os.pread(file.fileno(), size, start).rstrip(b"\0")
+            long_name = pread(size, start).rstrip(b"\0")
         elif kind == b"x":
-            long_name = _pax_path(os.pread(file.fileno(), size, start)) or long_name
+            long_name = _pax_path(pread(size, start)) or long_name
         elif kind in b"0\0":
             prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
             name = header[:100].split(b"\0")[0]
@@ -56,6 +63,32 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             yield name.decode("utf-8", "surrogateescape"), start, size
         elif kind != b"g":
             long_name = None
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+    """What `members` takes of a file, here or on object storage."""
+    if is_remote(path):
+        remote = Remote(path)
+        length = remote.size(path)
+        block = [0, b""]
+
+        def pread(size: int, offset: int) -> bytes:
+            # A request takes as long as to read some 100 kB, so that each fetches more.
+            start, content = block
+            if not start <= offset <= offset + size <= start + len(content):
+                end = min(offset + max(size, REQUEST), length)
+                with reached(path):  # no damage to the shard, whose other samples were lost
+                    block[:] = start, content = offset, remote.read(path, offset, end)
+            return content[offset - start :][:size]
+
+        yield pread, length
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield (
+            lambda size, offset: os.pread(file.fileno(), size, offset),
+            os.fstat(file.fileno()).st_size,
+        )
 
 
 def _check(header: bytes) -> bytes:
@@ -109,11 +142,16 @@ class TarShards:
         # Of each sample: shard; offset and size of the image; number (out of `companions`, or
         # their count for none), offset and size of the companion.
         self._where = array("q")
+        self._remote = Remote(files[0]) if is_remote(files[0]) else None
         damaged = []
-        for number, path in enumerate(files):
-            try:
-                self._add(number, path)
-            except (ShardError, OSError) as error:
+        for number, (path, (keys, where, error)) in enumerate(
+            zip(files, self._indices(), strict=True)
+        ):
+            self._keys += keys
+            for start in range(0, len(where), 5):
+                self._where.append(number)
+                self._where += where[start : start + 5]
+            if error is not None:
                 damaged.append(f"{path}: {error}")
                 log.warning("data: shard %s (its samples up to there are used)", damaged[-1])
                 if len(damaged) > max_bad:
@@ -127,18 +165,28 @@ class TarShards:
                 f"allowed members: {' '.join(EXTENSIONS)}"
             )
 
-    def _add(self, number: int, path: str) -> None:
+    def _indices(self) -> Iterator[tuple[list[str], array, Exception | None]]:
+        """`_index` of each shard, in order; on object storage, of many at a time."""
+        if self._remote is None:
+            yield from map(self._index, self.files)
+            return
+        with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+            yield from pool.map(self._index, self.files)
+
+    def _index(self, path: str) -> tuple[list[str], array, Exception | None]:
+        """(keys, numbers as in `_where` but for the shard, what ended it too early)."""
         nothing = (len(self.companions), 0, 0)
         key, image, companion = None, None, nothing
+        keys, where = [], array("q")
 
         def finish() -> None:
             if image is not None:
-                self._keys.append(key)
-                self._where.extend((number, *image, *companion))
+                keys.append(key)
+                where.extend((*image, *companion))
 
-        with open(path, "rb", buffering=0) as file:
-            try:
-                for name, offset, size in members(file):
+        try:
+            with opened(path) as (pread, length):
+                for name, offset, size in members(pread, length):
                     folder, slash, base = name.rpartition("/")
                     stem = base.partition(".")[0]
                     if folder + slash + stem != key:
@@ -149,8 +197,11 @@ class TarShards:
                         image = (offset, size)
                     elif extension in self.companions[: companion[0]]:
                         companion = (self.companions.index(extension), offset, size)
-            finally:
-                finish()
+        except (ShardError, OSError) as error:
+            finish()
+            return keys, where, error
+        finish()
+        return keys, where, None
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -158,12 +209,22 @@ class TarShards:
     def read(self, index: int) -> tuple[bytes, str, bytes]:
         """The image, and the extension and content of its companion, empty where it has none."""
         shard, offset, size, number, *place = self._where[6 * index : 6 * index + 6]
+        if self._remote is not None:
+            return self._read_remote(self.files[shard], (offset, size), number, tuple(place))
         # Opened anew each time: thousands of shards would exceed the limit of open files.
         with open(self.files[shard], "rb", buffering=0) as file:
             image = os.pread(file.fileno(), size, offset)
             if number == len(self.companions):
                 return image, "", b""
             return image, self.companions[number], os.pread(file.fileno(), place[1], place[0])
+
+    def _read_remote(
+        self, url: str, image: tuple[int, int], number: int, companion: tuple[int, int]
+    ) -> tuple[bytes, str, bytes]:
+        if number == len(self.companions):
+            return self._remote.read(url, image[0], sum(image)), "", b""
+        content, beside = self._remote.read_two(url, image, companion)
+        return content, self.companions[number], beside
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, kind, label = self.read(index)
