@@ -1,6 +1,7 @@
 """What a compiled step takes of each device, against the arrays of a state that is really made."""
 
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from tiny import tiny, tiny_aura, tiny_eq
 
 from efae_jax.errors import UserError
 from efae_jax.layout import tables
-from efae_jax.layout.command import parse_mesh, read_config
+from efae_jax.layout.command import parse_mesh, read_config, stopped_at_once
 from efae_jax.layout.measure import choose_plan, does_not_fit, measure
 from efae_jax.layout.targets import (
     CUBES,
@@ -170,6 +171,14 @@ def test_models_are_traced_as_for_the_target():
     with default_platform("tpu"):
         assert compute_dtype("auto") == jnp.bfloat16
     assert compute_dtype("auto") == jnp.float32
+
+
+def test_a_signal_ends_a_compilation_at_once_and_only_that():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with stopped_at_once():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_the_mesh_is_named_by_axes():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,8 @@ def layout(
         run = Run(complete_config(config), found.devices)
         chosen, which = choose_plan(run, plan)
         say(f"compiling {config_file} for {found.name}; it takes seconds to many minutes")
-        measured = measure(run, chosen)
+        with stopped_at_once():
+            measured = measure(run, chosen)
     title = f"{config_file}{', ' + which if which else ''}, on {found.name}"
     for table in tables.all_tables(title, run, found, measured, largest):
         console.print(table)
@@ -80,6 +84,23 @@ def layout(
             json_file.write_text(json.dumps(record, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--json {json_file}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Has Ctrl-C and SIGTERM end the process at once, with nothing to save.
+
+    Python would hear of them when the compiler returns, after minutes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_config(config_file: str, overrides: Sequence[str]) -> Any:
