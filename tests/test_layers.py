@@ -17,6 +17,7 @@ LAYERS = [
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
     {"workdir"},
     {"train", "encode", "embed", "lerp"},
+    {"layout"},
     {"__main__"},
 ]
 MATHEMATICS = {"groups", "flow", "losses", "sampling", "metrics"}
