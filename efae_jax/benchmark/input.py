@@ -127,7 +127,7 @@ def measure(
 def show(rows: Sequence[Row]) -> None:
     """Prints the rows as two tables, and what takes most of the time."""
     cells = [
-        [f"{r.data}, {r.workers} {r.reader}", f"{r.value.median:,.0f}", _range(r.value, ",.0f")]
+        [f"{r.data}, {r.reader} x{r.workers}", f"{r.value.median:,.0f}", _range(r.value, ",.0f")]
         + (["", ""] if r.ratio is None else [f"{r.ratio.median:.2f}", _range(r.ratio, ".2f")])
         for r in rows
         if r.unit == RATE
