@@ -16,8 +16,9 @@ LAYERS = [
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
     {"workdir"},
-    {"train", "encode", "embed", "lerp"},
+    {"train", "encode", "embed", "lerp", "cache"},
     {"layout"},
+    {"benchmark"},
     {"__main__"},
 ]
 MATHEMATICS = {"groups", "flow", "losses", "sampling", "metrics"}
