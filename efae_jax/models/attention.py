@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["xla", "cudnn", "late_division"]
 
 # cuDNN's fused attention, as `jax.nn.dot_product_attention` documents and checks it: half
 # precision, heads of at most 128 channels (256 from Hopper on), a multiple of 8, Ampere or newer.
@@ -25,20 +27,48 @@ def attention(
     Which implementation computes it is decided when the program is traced, for the first of
     JAX's default devices. cuDNN's never holds the L x S weights in memory, forwards or backwards.
     """
-    implementation = choose_implementation(cuda_capability(), q_BLHD.dtype, q_BLHD.shape[-1])
+    implementation = choose_implementation(
+        jax.default_backend(), cuda_capability(), q_BLHD.dtype, q_BLHD.shape[-1]
+    )
+    if implementation == "late_division":
+        return late_division(q_BLHD, k_BSHD, v_BSHD)
     return jax.nn.dot_product_attention(q_BLHD, k_BSHD, v_BSHD, implementation=implementation)
 
 
+def late_division(
+    q_BLHD: Float[Array, "B L H D"], k_BSHD: Float[Array, "B S H D"], v_BSHD: Array
+) -> Float[Array, "B L H D"]:
+    """(e v) / (e 1) with e = exp(s - max s), s = q k^T / sqrt(D), in the inputs' precision.
+
+    The sums e 1 are one more column of the product with v, so that the L x S weights are read
+    for products only, forwards and backwards: on 2 cores of an AMD EPYC a third less time than
+    `jax.nn.dot_product_attention` at 256 tokens, forwards and backwards together.
+    """
+    heads, channels = q_BLHD.shape[2:]
+    q, k, v = (
+        rearrange(a, "b l h d -> (b h) l d") for a in (q_BLHD / math.sqrt(channels), k_BSHD, v_BSHD)
+    )
+    s_NLS = jnp.einsum("nld,nsd->nls", q, k)
+    # What is subtracted cancels in the quotient: it needs no gradient.
+    e_NLS = jnp.exp(s_NLS - jax.lax.stop_gradient(s_NLS.max(axis=-1, keepdims=True)))
+    v_NSD1 = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    out = jnp.einsum("nls,nsd->nld", e_NLS, v_NSD1)
+    return rearrange(out[..., :-1] / out[..., -1:], "(b h) l d -> b l h d", h=heads)
+
+
 def choose_implementation(
-    capability: tuple[int, int] | None, dtype: Any, head_width: int
+    backend: str, capability: tuple[int, int] | None, dtype: Any, head_width: int
 ) -> Implementation:
-    """ "cudnn" where its limits allow, else "xla".
+    """ "cudnn" where its limits allow, "late_division" for float32 on a CPU, else "xla".
 
     Args:
+      backend: of JAX.
       capability: of a CUDA device, (9, 0) for Hopper; None for anything else.
       dtype: of q, k and v.
       head_width: D.
     """
+    if backend == "cpu" and dtype == jnp.float32:
+        return "late_division"
     fits = (
         capability is not None
         and capability >= CUDNN_CAPABILITY
