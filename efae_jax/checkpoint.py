@@ -107,6 +107,8 @@ class Checkpoints:
         """An error of orbax, of whatever kind, is a RunError that says what is left."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # the state itself could not be computed
+            raise
         except Exception as error:
             raise RunError(
                 f"{self._manager.directory}: a checkpoint could not be written: "

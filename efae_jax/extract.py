@@ -219,8 +219,11 @@ class Extractor:
         try:
             for batch in batches:
                 batch["index"] = np.where(batch["index"] < 0, -1, batch["index"] + indices.start)
-                numbers = batch["index"].astype(np.int32)
-                ahead.append((batch, self._encode(self._params, batch["image"], numbers)))
+                # The devices of this process only: others are at other shards.
+                image, numbers = jax.device_put(
+                    (batch["image"], batch["index"].astype(np.int32)), batch_sharding(self.mesh)
+                )
+                ahead.append((batch, self._encode(self._params, image, numbers)))
                 if len(ahead) == 2:
                     yield _fetched(ahead.pop(0))
             for pair in ahead:

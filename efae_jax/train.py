@@ -245,6 +245,7 @@ def _train(
     start = int(state["step"])
     writer = MetricWriter(workdir, start)
     schedule = make_schedule(config.optim, total)
+    intact = True
     try:
         if start >= total:
             say(f"nothing left to train: step {start:,} of {total:,}")
@@ -263,11 +264,15 @@ def _train(
                     requests,
                 )
         checkpoints.wait()
+    except jax.errors.JaxRuntimeError:  # another process may be gone; closing would wait for it
+        intact = False
+        raise
     except OSError as error:  # the disk is full, or gone
         raise RunError(f"{workdir}: {error.strerror or error}; {checkpoints.left()}") from error
     finally:
-        with contextlib.suppress(RunError, OSError):  # what matters was said by `wait`
-            checkpoints.close()
+        if intact:
+            with contextlib.suppress(RunError, OSError):  # what matters was said by `wait`
+                checkpoints.close()
         with contextlib.suppress(OSError):
             writer.close()
     return state

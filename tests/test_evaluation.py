@@ -8,7 +8,7 @@ from random import Random
 import jax
 import numpy as np
 import pytest
-from einops import rearrange
+from corner_means import CornerMeans
 from saved_models import conv_config, flow_config, folder_of_images, save
 from test_lpips import needs_weights
 from weights import error_of
@@ -248,20 +248,6 @@ def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
         with pytest.raises(RunError, match=r"\.png under scale 0\.25 is not finite"):
             run(workdir, tmp_path / "out", images)
     assert not (tmp_path / "out" / "evaluation.json").exists()
-
-
-class CornerMeans:
-    """Stands for InceptionV3, which takes a minute to compile: means of an image's quarters."""
-
-    size, smallest_side = 12, 1
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, params, pixels_BHWC):
-        assert pixels_BHWC.dtype == np.uint8
-        quarters = rearrange(pixels_BHWC, "b (p h) (q w) c -> b (p q c) (h w)", p=2, q=2)
-        return quarters.astype(np.float32).mean(axis=-1) * params["weight"]
 
 
 def test_an_fid_is_of_eight_bit_pixels_by_its_own_name(kl, images, tmp_path, no_networks):
