@@ -22,6 +22,7 @@ from etils import epath
 from efae_jax import distributed
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import say
+from efae_jax.paths import absolute
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -60,7 +61,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, *, owner: bool = False):
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).absolute() / FOLDER,
+            absolute(workdir) / FOLDER,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=True, cleanup_tmp_directories=owner
             ),
@@ -117,7 +118,7 @@ class Checkpoints:
 
     def left(self) -> str:
         """In words, from where the run would go on."""
-        steps = [int(p.name) for p in self._manager.directory.iterdir() if p.name.isdigit()]
+        steps = ocp.utils.checkpoint_steps(self._manager.directory)
         if not steps:
             return "there is no checkpoint to go on from"
         return f"the same command goes on from step {max(steps):,}"
@@ -235,7 +236,7 @@ def _reason(error: Exception) -> str:
         return error.strerror
     if system := re.search(r": ([^:]+) \[os_error_code=", text):
         return system[1]
-    return text.splitlines()[0].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
+    return text.splitlines()[0][:300].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
 
 
 def _read_all(folder: epath.Path) -> None:

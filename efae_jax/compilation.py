@@ -11,6 +11,8 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
+from efae_jax.paths import absolute
+
 FOLDER = "compilation_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
 
@@ -21,7 +23,7 @@ def keep_programs(workdir: epath.PathLike) -> None:
     Where the user has chosen a folder (`JAX_COMPILATION_CACHE_DIR`), it stays that one, with
     JAX's own thresholds. Entries are found by program, devices, and version of JAX.
     """
-    folder = str(epath.Path(workdir).absolute() / FOLDER)
+    folder = str(absolute(workdir) / FOLDER)
     chosen = jax.config.jax_compilation_cache_dir
     by_user = "JAX_COMPILATION_CACHE_DIR" in os.environ
     if by_user or (chosen is not None and Path(chosen).name != FOLDER):

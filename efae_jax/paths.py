@@ -17,6 +17,12 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """From the root of the file system, or of the object storage."""
+    path = epath.Path(path)
+    return path if is_remote(path) else path.absolute()
+
+
 def workdir_path(path: epath.PathLike) -> epath.Path:
     """A work directory's path, local or not.
 
