@@ -13,7 +13,14 @@ from typing import Any
 import jax
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+)
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
@@ -123,7 +130,7 @@ class TrainProgress:
             disable=jax.process_index() != 0 or not console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "training", total=total, completed=start, loss="-", rate="-"
+            "compiling", total=total, completed=start, loss="-", rate="-"
         )
 
     def __enter__(self) -> TrainProgress:
@@ -134,8 +141,8 @@ class TrainProgress:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """Moves the bar."""
-        self._bar.update(self._task, completed=step)
+        """Moves the bar, which says "compiling" until the first step is done."""
+        self._bar.update(self._task, completed=step, description="training")
 
     def report(self, step: int, loss: float) -> float:
         """Shows a loss; returns the images per second since the last report (0: not known)."""
@@ -225,6 +232,7 @@ class _RateColumn(TextColumn):
 
 def _bar(*columns: Any, disable: bool) -> Progress:
     return Progress(
+        SpinnerColumn(),  # moves while a program is compiled
         TextColumn("{task.description}"),
         BarColumn(bar_width=18),  # all fits into 80 columns
         MofNCompleteColumn(),
