@@ -7,7 +7,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
-    {"errors", "exits", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
+    {"errors", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
     {"models", "data", "sharding", "optim", "logs", "compilation"},
     {"distributed", "interrupts"},
     {"convert"},
@@ -15,7 +15,7 @@ LAYERS = [
     {"state", "checkpoint", "pictures", "panels", "report", "basis"},
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
-    {"workdir"},
+    {"workdir", "exits"},
     {"train", "encode", "embed", "lerp", "cache"},
     {"layout"},
     {"benchmark"},
