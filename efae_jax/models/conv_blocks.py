@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from efae_jax.models.attention import attention
-from efae_jax.models.convolution import convolve
 
 PADDINGS = {"zeros": ((1, 1), (1, 1)), "reflect": "REFLECT"}
 # (x[B,H,W,C], groups) -> (mean[B,G], variance[B,G]) over the positions and channels of a group.
@@ -78,14 +77,7 @@ def conv3(
     """A 3x3 convolution that keeps the sides; `std` of the initial weights, if not LeCun's."""
     init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
     return nnx.Conv(
-        n_in,
-        n_out,
-        (3, 3),
-        padding=PADDINGS[padding],
-        kernel_init=init,
-        dtype=dtype,
-        conv_general_dilated=convolve,
-        rngs=rngs,
+        n_in, n_out, (3, 3), padding=PADDINGS[padding], kernel_init=init, dtype=dtype, rngs=rngs
     )
 
 
@@ -189,7 +181,6 @@ class Downsample(nnx.Conv):
             strides=2,
             padding=((0, 1), (0, 1)),
             dtype=dtype,
-            conv_general_dilated=convolve,
             rngs=rngs,
         )
 
