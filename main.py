@@ -7,13 +7,12 @@ python main.py --config=... --workdir=... --mode=eval
 
 from __future__ import annotations
 
-import ast
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from efae_jax.errors import UserError
+from efae_jax.errors import UserError, config_mistake
 from efae_jax.exits import ended_by, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
@@ -29,25 +28,12 @@ def parse(argv: list[str]) -> None:
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a file that is not there is noticed at the first access
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(config_mistake(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are --config, --workdir, --mode")
     for flag in (CONFIG, WORKDIR):
         if flag.value is None:
             raise UserError(f"--{flag.name} is missing; see README.md for the commands")
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong, without what a nested traceback or a KeyError's quotes add."""
-    text = str(error.args[0]) if error.args else str(error)
-    if "Traceback" in text:  # a config file that raised: its last line is the message
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    if isinstance(error, AttributeError | KeyError):
-        if text.startswith(("'", '"')):  # a KeyError's text, quoted once more
-            text = ast.literal_eval(text)
-        text = " ".join(text.split())
-        return f"the config has no field {text}"
-    return " ".join(text.split())
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """The exceptions that a command prints as a single line, without a traceback."""
 
+import ast
+
 
 class UserError(Exception):
     """A mistake in the input: says what is wrong, where, and what is allowed.
@@ -24,3 +26,18 @@ class Stopped(BaseException):
     """
 
     exit_code = 75
+
+
+def config_mistake(error: Exception) -> str:
+    """One line of what reading a config raised: a field, a value, or a file that is not there.
+
+    Without what a nested traceback or a KeyError's quotes add.
+    """
+    text = str(error.args[0]) if error.args else str(error)
+    if "Traceback" in text:  # a config file that raised: its last line is the message
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    if isinstance(error, AttributeError | KeyError):
+        if text.startswith(("'", '"')):  # a KeyError's text, quoted once more
+            text = ast.literal_eval(text)
+        return f"the config has no field {' '.join(text.split())}"
+    return " ".join(text.split())

@@ -85,7 +85,7 @@ class Run:
             shapes = jax.eval_shape(self._init, jax.random.key(0))
             for plan in self.method.plans_to_check():
                 traced = functools.partial(step, plan=plan)
-                jax.eval_shape(traced, shapes, self._abstract_batch(), self.method.frozen)
+                jax.eval_shape(traced, shapes, self.abstract_batch(), self.method.frozen)
             product = shapes["ema"][self.method.players[0]]
             judge(config).check_evaluation(self.method.product, product, config, self.mesh)
         except ValueError as error:  # the mathematics and the models know no UserError
@@ -166,7 +166,13 @@ class Run:
                 f"devices x accumulate = {devices} x {train.accumulate}"
             )
 
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def lower(self, plan: Hashable = None) -> jax.stages.Lowered:
+        """The step of a plan for shapes alone: compiled, it tells what it would take."""
+        arguments = (self.abstract_state, self.abstract_batch(), self.method.frozen)
+        return self._step.lower(*arguments, plan)
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The whole batch's shapes and types."""
         size, one = self.config.train.batch_size, data.make_reader(self.config.data, train=True)
         return {
             name: jax.ShapeDtypeStruct((size, *np.shape(array)), array.dtype)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from efae_jax.errors import UserError
+from efae_jax.errors import UserError, config_mistake
 
 
 def layout(
@@ -118,12 +118,7 @@ def read_config(config_file: str, overrides: Sequence[str]) -> Any:
         rest = values(words)
         holder.value.to_dict()  # a file that is not there is noticed at the first access
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error.args[0] if error.args else error).strip()
-        if "Traceback" in text:  # a config file that raised: its last line is the message
-            text = text.splitlines()[-1].removeprefix("ValueError: ")
-        text = " ".join(text.strip("\"'").split())
-        no_field = isinstance(error, AttributeError | KeyError)
-        raise UserError(f"the config has no field {text}" if no_field else text) from error
+        raise UserError(config_mistake(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}")
     return holder.value

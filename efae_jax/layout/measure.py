@@ -82,11 +82,9 @@ def measure(run: Run, plan: Hashable) -> Layout:
     Raises:
       RunError: where the compiler finds that it does not fit the device's memory; one line.
     """
-    batch = run._abstract_batch()
-    frozen = run.method.frozen
     start = time.monotonic()
     try:
-        lowered = run._step.lower(run.abstract_state, batch, frozen, plan)
+        lowered = run.lower(plan)
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -103,8 +101,8 @@ def measure(run: Run, plan: Hashable) -> Layout:
         "EMA": state["ema"],
         "optimiser state": state["opt"],
         "variables": {"step": state["step"], **state["variables"]},
-        "frozen weights": _placed(frozen, replicated(run.mesh)),
-        "batch": _placed(batch, batch_sharding(run.mesh)),
+        "frozen weights": _placed(run.method.frozen, replicated(run.mesh)),
+        "batch": _placed(run.abstract_batch(), batch_sharding(run.mesh)),
     }
     return Layout(
         held={name: sum(map(own_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()},
