@@ -236,7 +236,9 @@ def _reason(error: Exception) -> str:
         return error.strerror
     if system := re.search(r": ([^:]+) \[os_error_code=", text):
         return system[1]
-    return text.splitlines()[0][:300].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
+    return (
+        text.splitlines()[0][:300].split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
+    )
 
 
 def _read_all(folder: epath.Path) -> None:

@@ -72,7 +72,7 @@ def test_the_compiled_program_takes_what_is_held(run, measured):
     """Its arguments are the state and the batch, to the byte, less what the step does not read."""
     unread = 2 * 4  # labels of a device's two images
     held = sum(measured.held.values()) - unread
-    arrays = len(jax.tree.leaves((run.abstract_state, run._abstract_batch())))
+    arrays = len(jax.tree.leaves((run.abstract_state, run.abstract_batch())))
     assert held <= measured.arguments <= held + 64 * arrays  # each may be aligned
     assert measured.needed > measured.arguments + measured.temporaries
     assert measured.temporaries > 0
