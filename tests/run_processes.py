@@ -2,7 +2,8 @@
 
 python tests/run_processes.py FOLDER STAGE...
 
-FOLDER/images are the images; what a stage writes goes into FOLDER/STAGE.
+FOLDER/images are the images; what a stage writes goes into FOLDER/STAGE, and figures of the run
+into FOLDER/train/eval.
 """
 
 import sys
@@ -21,9 +22,14 @@ def config():
 
 
 def train(folder):
-    from efae_jax import train, validation
+    from efae_jax import train
 
     train.train(config(), folder / "train")
+
+
+def validate(folder):
+    from efae_jax import validation
+
     validation.evaluate_workdir(folder / "train", config())
 
 
@@ -68,7 +74,7 @@ def encode(folder):
     )
 
 
-STAGES = {f.__name__: f for f in (train, resume, evaluate, encode)}
+STAGES = {f.__name__: f for f in (train, validate, resume, evaluate, encode)}
 
 
 def main():
