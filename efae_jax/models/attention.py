@@ -41,8 +41,9 @@ def late_division(
     """(e v) / (e 1) with e = exp(s - max s), s = q k^T / sqrt(D), in the inputs' precision.
 
     The sums e 1 are one more column of the product with v, so that the L x S weights are read
-    for products only, forwards and backwards: on 2 cores of an AMD EPYC a third less time than
-    `jax.nn.dot_product_attention` at 256 tokens, forwards and backwards together.
+    for products only, forwards and backwards. Beside `jax.nn.dot_product_attention`, in turns on
+    2 cores of an AMD EPYC, a training step of the DiT (width 256) took 5% less time at 256
+    tokens and 11% less at 1,024.
     """
     heads, channels = q_BLHD.shape[2:]
     q, k, v = (
