@@ -13,11 +13,11 @@ from efae_jax.benchmark.sizes import SMALL, DiTSizes  # noqa: E402
 from efae_jax.benchmark.training import dit_batch, dit_net, random_batch  # noqa: E402
 
 
-def randomised(params, key):
+def randomised(params, key, size=0.05):
     """No zeros or ones left: those of a fresh network hide what is behind them."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    leaves = [v + 0.05 * jax.random.normal(k, v.shape) for v, k in zip(leaves, keys, strict=True)]
+    leaves = [v + size * jax.random.normal(k, v.shape) for v, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -28,7 +28,7 @@ def randomised(params, key):
 )
 def test_dit(sizes):
     net, batch = dit_net(sizes, jnp.float32), dit_batch(sizes, 2)
-    params = randomised(jax.jit(net.init)(jax.random.key(0)), jax.random.key(1))
+    params = randomised(jax.jit(net.init)(jax.random.key(0)), jax.random.key(1), 0.3)
     peer = dit.DiT(sizes).to(runtime.device())
     runtime.copy_parameters(peer, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -42,7 +42,7 @@ def test_dit(sizes):
             runtime.images(batch["z"]),
         )
     theirs = theirs.permute(0, 2, 3, 1).cpu().numpy()
-    np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_parameters_that_do_not_fit_are_named():
