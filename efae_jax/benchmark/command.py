@@ -74,6 +74,11 @@ def benchmark(
         say(f"{describe(record)}\n{peak.flops / 1e12:,.3g} TFLOP/s, {setting.dtype}, {peak.source}")
     for name in jobs:
         if name not in done:
+            if name in JOBS and peak is not None:
+                # Where it is measured: again, as the machine may have been busy then.
+                again = peak_of(setting.devices[0], setting.dtype, 256 if options.small else 2048)
+                peak = max(peak, again)
+                record["peak"]["teraflops"] = peak.flops / 1e12
             done[name] = _attempt(name, setting, peak, options, rounds)
             write(record, out)
     if out is not None:

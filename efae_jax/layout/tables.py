@@ -16,7 +16,7 @@ from efae_jax.layout.targets import Target
 from efae_jax.logs import figures_table
 from efae_jax.train import Run
 
-PATH_WIDTH = 40  # letters of a parameter's path that are shown: all fits into 100 columns
+PATH_WIDTH = 34  # letters of a parameter's path that are shown: all fits into 80 columns
 
 
 def all_tables(
