@@ -18,8 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from efae_jax import data, disentanglement, validation
-from efae_jax.api import load
-from efae_jax.checkpoint import Checkpoints, check_config, differences, has_checkpoint
+from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
 from efae_jax.interrupts import Requests, deferred
@@ -30,13 +29,11 @@ from efae_jax.optim import make_optimizer, make_schedule
 from efae_jax.paths import workdir_path
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, tree_shardings
 from efae_jax.state import init_state, make_train_step
+from efae_jax.warm_start import read_autoencoder
 from efae_jax.workdir import hold
 
 # Steps that may be under way on the device before the loop waits for the oldest.
 IN_FLIGHT = 2
-# Fields of `config.model` that do not change what it computes; those of `config.latent` that do.
-MODEL_RECORD = ("source", "stored", "diffusers", "shrink")
-LATENT_UNITS = ("scaling", "shift", "mean", "std", "clamp")
 # What measures a method's product, by `config.model.kind`; an autoencoder unless listed. Each
 # module has check_evaluation, Evaluator and evaluate_workdir.
 JUDGES = {"disentangler": disentanglement}
@@ -110,7 +107,9 @@ class Run:
         """Parameters, by player, that a run does not start from scratch with."""
         pretrained = self.method.load_pretrained()
         if self.config.init_from:
-            pretrained[self.method.players[0]] = _read_autoencoder(self, self.config.init_from)
+            pretrained[self.method.players[0]] = read_autoencoder(
+                self.config, self.config.init_from
+            )
         return pretrained
 
     def init(self, pretrained: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -282,33 +281,6 @@ def _train(
         with contextlib.suppress(OSError):
             writer.close()
     return state
-
-
-def _read_autoencoder(run: Run, source: str) -> Any:
-    """The parameters of another model, if it is the one that the run's config describes.
-
-    Weights of the same shapes may belong to another model (other group norms, padding, units of
-    the latent), so the configs are compared, not the shapes. The group may differ.
-    """
-    model = load(source)
-    ours, theirs = (
-        {
-            "model": {k: v for k, v in c["model"].items() if k not in MODEL_RECORD},
-            "latent": {k: c["latent"].get(k) for k in LATENT_UNITS},
-        }
-        for c in (json.loads(c.to_json_best_effort()) for c in (run.config, model.config))
-    )
-    problems = [
-        f"config.{name}: {there!r} there, {given!r} given"
-        for name, there, given in differences(theirs, ours)
-    ]
-    if problems:
-        raise UserError(
-            f"config.init_from={source} is another model than the config describes: "
-            f"{'; '.join(problems)}"
-        )
-    say(f"starting from the autoencoder of {source}")
-    return jax.device_get(model.params)
 
 
 def _loop(

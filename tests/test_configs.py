@@ -1,5 +1,7 @@
 """Every variant builds, and every field of a config is read by something."""
 
+from pathlib import Path
+
 import jax
 import pytest
 from pair_files import planted, write_pairs
@@ -113,7 +115,7 @@ def test_every_field_is_read(read, tmp_path):
     # The loop and the commands read these.
     loop = {"log.every", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.pictures"}
     loop |= {"init_from"}
-    text = "".join(p.read_text() for p in (train.Path(train.__file__).parent).glob("*.py"))
+    text = "".join(p.read_text() for p in Path(train.__file__).parent.glob("*.py"))
     for field in loop:
         assert f"config.{field}" in text
     # Read when a run starts with pretrained networks; written for the record, and compared.

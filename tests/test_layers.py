@@ -15,7 +15,7 @@ LAYERS = [
     {"state", "checkpoint", "pictures", "panels", "report", "basis"},
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
-    {"workdir", "exits"},
+    {"workdir", "exits", "warm_start"},
     {"train", "encode", "embed", "lerp", "cache"},
     {"layout"},
     {"benchmark"},

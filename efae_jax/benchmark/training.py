@@ -18,7 +18,6 @@ from efae_jax.benchmark.sizes import DiTSizes
 from efae_jax.models.dit import DiT
 from efae_jax.models.functional import Net
 from efae_jax.sharding import put_batch
-from efae_jax.state import make_train_step
 from efae_jax.train import Run
 
 ADAM = {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.99}
@@ -51,21 +50,10 @@ def training_step(config: Any, devices: Sequence[Any], branch: str | None = None
     jax.block_until_ready(step())  # compiles
     program = run.programs[plan]
 
-    def lower() -> Any:
-        function = make_train_step(
-            run.method,
-            run.optimizers,
-            seed=config.seed,
-            ema_decay=config.ema.decay,
-            accumulate=config.train.accumulate,
-        )
-        jitted = jax.jit(function, static_argnums=3)
-        return jitted.lower(run.abstract_state, batch, run.frozen, plan)
-
     return Contender(
         run=lambda count: clock(step, count, wait=False),
         compile_seconds=run.compile_seconds,
-        operations=operations(lower, program),
+        operations=operations(lambda: run.lower(plan), program),
         memory=memory_of(program, devices[0], before),
     )
 
