@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--batch-size", type=int, help="16 a device, or fewer of large images")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images")
     c.add_argument("--dtype", help=dtype_help)
-    c.set_defaults(run=_evaluate, stopped="the same command goes on (it saves every two minutes)")
+    c.set_defaults(run=_evaluate, stopped="the same command goes on")
 
     c = commands.add_parser("compare", help="one table and page of several evaluations")
     c.add_argument("evaluations", nargs="+", type=Path, help="evaluation.json, or its folder")

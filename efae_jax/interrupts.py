@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: after the step that is under way, to save it first."""
+"""SIGTERM and Ctrl-C while training or evaluating: what is under way is finished and saved."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Requests:
         if number == signal.SIGINT:
             if self.signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            say("stopping after this step, to save it; Ctrl-C again: at once, without")
+            say("stopping when what is under way is saved; Ctrl-C again: at once, without")
         self.signal = number
 
     def after(self, step: int) -> bool:

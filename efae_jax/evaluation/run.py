@@ -26,6 +26,7 @@ from efae_jax.evaluation.networks import Networks
 from efae_jax.evaluation.programs import Programs
 from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import possible
+from efae_jax.interrupts import deferred
 from efae_jax.logs import make_output_folder, say, track
 from efae_jax.models.build import compute_dtype
 from efae_jax.panels import picture
@@ -73,7 +74,7 @@ _IMMATERIAL = ("batch_size", "max_bad", "save_reference")
 
 
 class Run:
-    """One pass over the images; what it has seen is saved every two minutes."""
+    """One pass over the images; what it has seen is saved every two minutes, and when stopped."""
 
     def __init__(
         self,
@@ -153,14 +154,19 @@ class Run:
         )
         steps = math.ceil((total - done) / self.batch_size)
         saved, ahead = time.monotonic(), []
-        for batch in track(self._batches(done), steps, "evaluating", " batches"):
-            ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
-            if len(ahead) < 2:  # the devices compute a batch while the host adds up another
-                continue
-            done += self._add(*ahead.pop(0))
-            if time.monotonic() - saved > SAVE_EVERY:
-                self._save(done)
-                saved = time.monotonic()
+        with deferred() as requests:
+            batches = track(self._batches(done), steps, "evaluating", " batches")
+            for number, batch in enumerate(batches, 1):
+                ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
+                if len(ahead) == 2:  # the devices compute a batch while the host adds up another
+                    done += self._add(*ahead.pop(0))
+                stop = requests.after(number)
+                if stop or time.monotonic() - saved > SAVE_EVERY:
+                    self._save(done)
+                    saved = time.monotonic()
+                if stop:
+                    say(f"saved after {done:,} of {total:,} images")
+                    raise requests.reason()
         for found in ahead:
             done += self._add(*found)
         self._save(done)
