@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from efae_jax.errors import UserError, config_mistake
-from efae_jax.exits import ended_by, leave
+from efae_jax.exits import ended_by, leave, raise_on_sigterm
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
@@ -41,9 +41,10 @@ def main() -> None:
     # JAX is imported after the flags are known to be right: a mistake answers at once.
     from efae_jax import distributed, train
 
-    distributed.start()
+    distributed.start(polls=MODE.value == "train")
     if MODE.value == "train":
         train.train(CONFIG.value, WORKDIR.value)
+        raise_on_sigterm()
     train.judge(CONFIG.value).evaluate_workdir(WORKDIR.value, CONFIG.value)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from efae_jax.errors import UserError
 from efae_jax.exits import ended_by, leave
+from efae_jax.paths import is_remote
 
 IMAGES = ("data", "data_dir", "split", "size")  # options of `_add_images`
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
     c = commands.add_parser("evaluate", help="figures, pictures and a page of what a model does")
     c.add_argument("--model", required=True, help=model_help)
-    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     _add_images(c, "test")
     c.add_argument("--num-images", type=int, default=0, help="a random choice of so many")
     c.add_argument("--name", help="of the model in tables; --model unless given")
@@ -71,13 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("compare", help="one table and page of several evaluations")
     c.add_argument("evaluations", nargs="+", type=Path, help="evaluation.json, or its folder")
-    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--out", required=True, type=_local, help="a folder")
     c.set_defaults(run=_compare, stopped="nothing was compared")
 
     c = commands.add_parser("reconstruct", help="what a model makes of images: pictures, figures")
     c.add_argument("images", nargs="+", type=Path, help="files, or folders at any depth")
     c.add_argument("--model", required=True, help=model_help)
-    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r180, ...")
     c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
     c.add_argument("--size", type=int, help="resize and crop to this square")
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     own_help = "a run of configs/disentangle.py, or a file; the one that the model carries"
     c.add_argument("--basis", metavar="BASIS", help=own_help)
     c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
-    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--alpha", type=float, default=0.9, help="share of the target; 0.9")
     c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
     c.add_argument("--dtype", help=dtype_help)
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("encode", help="write the latents of a data set, and their statistics")
     c.add_argument("--model", required=True, help=model_help)
-    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     _add_images(c, "train")
     c.add_argument("--format", default="array_record", help="array_record or npz")
     c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("embed", help="write latents with embeddings of captioned images")
     c.add_argument("--model", required=True, help=model_help)
-    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     c.add_argument(
         "--data",
         required=True,
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--data-dir", default="", help="of that source, as config.data.data_dir")
     c.add_argument("--split", help="train or test; both unless given")
     c.add_argument("--test-fraction", type=float, default=0.02, help="as config.data's; 0.02")
-    c.add_argument("--out", required=True, type=Path, help="a folder; started again, goes on")
+    c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     c.add_argument("--size", type=int, default=256, help="pixels of the shorter side; 256")
     crop_help = "none: the whole image, which random crops need; center: the square"
     c.add_argument("--crop", default="none", help=crop_help)
@@ -160,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser("probe", help="what semantic and style channels tell of held-out pairs")
     c.add_argument("--basis", required=True, type=Path, help=basis_help)
     c.add_argument("--pairs", required=True, type=Path, help="a folder that `embed` has written")
-    c.add_argument("--out", required=True, type=Path, help="a folder")
+    c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--steps", type=int, default=2_000, help="of the probes' training")
     c.add_argument("--lr", type=float, default=3e-3, help="of the probes' training, at its start")
@@ -225,6 +226,13 @@ def _add_images(command: argparse.ArgumentParser, split: str) -> None:
     add("--size", type=int, help="resize and crop to this square; else config.data.size")
 
 
+def _local(path: str) -> Path:
+    """A folder that is made here: only training writes to object storage."""
+    if is_remote(path):
+        raise argparse.ArgumentTypeError(f"{path}: give a folder of this machine")
+    return Path(path)
+
+
 def _use_all_cores() -> None:
     """Has JAX, where it computes on CPUs, take each core for a device, up to 8 of them.
 
@@ -240,7 +248,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from efae_jax import distributed
     from efae_jax.evaluation import Settings, evaluate
 
-    distributed.start()
+    distributed.start(polls=True)
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     options = {name: getattr(args, name) for name in ("step", "dtype", "name", *IMAGES)}
     evaluate(args.model, args.out, settings=settings, **options)
@@ -272,7 +280,7 @@ def _encode(args: argparse.Namespace) -> None:
     from efae_jax.encode import encode_source
     from efae_jax.extract import Settings
 
-    distributed.start()
+    distributed.start(polls=False)
     names = ("batch_size", "max_bad", "dtype", "store", *IMAGES)
     options = {name: getattr(args, name) for name in names}
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
@@ -287,14 +295,16 @@ def _embed(args: argparse.Namespace) -> None:
     from efae_jax.embed import embed
     from efae_jax.embed.command import Settings
 
-    distributed.start()
+    distributed.start(polls=False)
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     embed(args.model, args.out, settings, dtype=args.dtype)
 
 
 def _cache(args: argparse.Namespace) -> None:
+    from efae_jax import distributed
     from efae_jax.cache import Settings, write_cache
 
+    distributed.start(polls=False)
     names = ("split", "test_fraction", "data_dir", "shards", "threads", "max_bad")
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     options = {name: getattr(args, name) for name in names}

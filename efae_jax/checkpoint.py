@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -12,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,6 +27,11 @@ from efae_jax.paths import absolute
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+# tensorstore's and orbax' words for what is no damage.
+_NO_DAMAGE = (
+    "^(UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)"
+    "|not compatible with the stored shape"
+)
 DAMAGED = "damaged-"  # before the step, in the name of one that could not be read
 # Fields of a config that may differ when a run is resumed. Every other difference would
 # make the run another one.
@@ -141,18 +147,18 @@ class Checkpoints:
           RunError: when it is damaged; without a step, when all of them are.
         """
         steps = self.steps()[::-1] if step is None else [step]
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and step is None:
             # One process alone tries: the others would wait for one that cannot read its part.
-            read = self._first_readable(steps) if jax.process_index() == 0 else 0
-            steps = steps[distributed.first_decides(read) :]
+            mine = self._first_readable(steps, abstract_state) if jax.process_index() == 0 else 0
+            steps = [distributed.first_decides(mine)]
         problems = []
         with _without_echo():
             for number in steps:
                 try:
                     return self._restore(abstract_state, number)
-                except (UserError, MemoryError):
-                    raise
                 except Exception as error:  # damage shows in many ways
+                    if not _is_damage(error):
+                        _raise_as_it_is(error, f"{self._manager.directory}: checkpoint {number}")
                     problems.append(f"checkpoint {number} is damaged: {_reason(error)}")
                 gc.collect()  # what was under way complains now, not later
                 if number != steps[-1]:
@@ -178,15 +184,18 @@ class Checkpoints:
             state["step"] = state["step"]["value"]
         return state, restored["data"]["examples"]
 
-    def _first_readable(self, steps: list[int]) -> int:
-        """How many of the steps come before one whose files this process can all read."""
-        for i, step in enumerate(steps):
+    def _first_readable(self, steps: list[int], wanted: dict[str, Any]) -> int:
+        """The first of the steps whose files this process can read; the last, if it can of none."""
+        for step in steps[:-1]:
             try:
-                _read_all(self._manager.directory / str(step))
-                return i
+                with _without_echo():
+                    _read_all(self._manager.directory / str(step), {*_items(wanted), "data"})
+                return step
             except Exception as error:
+                if not _is_damage(error):
+                    return step  # restoring says what it is
                 say(f"checkpoint {step} is damaged: {_reason(error)}; going back to the one before")
-        return len(steps)
+        return steps[-1]
 
     def set_aside(self, above: int) -> None:
         """Renames the checkpoints of later steps, which could not be read, to `damaged-STEP`.
@@ -241,14 +250,36 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _read_all(folder: epath.Path) -> None:
-    """Reads every item of a checkpoint in this process alone, and drops it."""
+def _raise_as_it_is(error: Exception, what: str) -> NoReturn:
+    """An error that commands have a line for; a RunError, where it has a name of orbax' own."""
+    if isinstance(error, UserError | MemoryError | OSError | jax.errors.JaxRuntimeError):
+        raise error
+    raise RunError(f"{what} cannot be read: {_reason(error)}") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading means that the files are damaged, and will be tomorrow.
+
+    Not a mistake of the user, a device or machine without memory, storage that is not reached or
+    not allowed, or arrays of other shapes than are wanted.
+    """
+    if isinstance(error, UserError | MemoryError | PermissionError | jax.errors.JaxRuntimeError):
+        return False
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+        return False
+    return not re.search(_NO_DAMAGE, str(error))
+
+
+def _read_all(folder: epath.Path, items: set[str]) -> None:
+    """Reads some items of a checkpoint in this process alone, and drops them."""
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
         barrier_sync_key_prefix="reading",
     )
-    for item in folder.iterdir():
+    for item in (folder / name for name in sorted(items)):
         if (item / "_METADATA").exists():
             handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
             with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:

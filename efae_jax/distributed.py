@@ -15,15 +15,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from efae_jax.errors import RunError, Stopped, UserError
+from efae_jax.errors import RunError, UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DETECT = "EFAE_DISTRIBUTED"
 _MESSAGE_BYTES = 2048
 
 
-def start(environment: Mapping[str, str] = os.environ) -> None:
+def start(*, polls: bool, environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of this run, if the environment tells of some; once, at first.
+
+    Args:
+      polls: whether the work asks `interrupts.Requests.after`, so that all processes stop at one
+        place: JAX's preemption service then takes SIGTERM. Else it stops each where it is.
+      environment: see below.
 
     | environment | processes |
     |---|---|
@@ -41,6 +46,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     arguments = _found(environment)
     if arguments is None:
         return
+    jax.config.update("jax_enable_preemption_service", polls)
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
@@ -98,6 +104,10 @@ def first_does(action: Callable[[], None]) -> None:
             action()
         except UserError as error:
             failure = error
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            failure = RunError(f"{type(error).__name__}: {' '.join(str(error).split())}")
     if jax.process_count() > 1:
         text = b"" if failure is None else f"{failure.exit_code} {failure}".encode()
         code, _, message = _broadcast(text).decode("utf-8", "replace").partition(" ")
@@ -125,10 +135,10 @@ def leave(code: int) -> NoReturn:
     """Ends this process.
 
     One of several leaves at once if something is wrong: the usual end waits for the others,
-    which wait for this one. A stop by SIGTERM is everyone's.
+    which wait for this one.
     """
     several = jax.distributed.is_initialized() and jax.process_count() > 1
-    if several and code not in (0, Stopped.exit_code):
+    if several and code != 0:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -23,9 +23,16 @@ class Stopped(BaseException):
 
     No `Exception`, as KeyboardInterrupt: what catches errors must not catch it. The exit code is
     sysexits' EX_TEMPFAIL, by which a scheduler may know that the job should be queued again.
+
+    Args:
+      agreed: whether every process of the run stops at this same place.
     """
 
     exit_code = 75
+
+    def __init__(self, agreed: bool = False):
+        super().__init__()
+        self.agreed = agreed
 
 
 def config_mistake(error: Exception) -> str:

@@ -14,11 +14,15 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 from absl import logging
 
 from efae_jax.errors import RunError, Stopped, UserError
+
+# What the runtime says when a connection to another process breaks.
+_LOST = ("Gloo", "gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "heartbeat", "NCCL")
 
 # This module imports no JAX, so that a mistake in a command answers at once.
 
@@ -35,25 +39,30 @@ def ended_by(work: Callable[[], object], stopped: str) -> int:
     before = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
-        signal.signal(signal.SIGTERM, _raise_stopped)
+        raise_on_sigterm()
     try:
         work()
     except UserError as error:
         return _say(f"error: {error}", error.exit_code)
     except Stopped as error:
-        return _say(f"stopped by SIGTERM; {stopped}", error.exit_code)
+        code = _say(f"stopped by SIGTERM; {stopped}", error.exit_code)
+        if error.agreed:
+            _leave_together()
+        return code
     except KeyboardInterrupt:
         return _say(f"stopped; {stopped}", 130)
     except OSError as error:
         if error.strerror is None:
-            raise
+            return _unexpected()
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror}", RunError.exit_code)
     except RuntimeError as error:
         reason = _of_jax(error)
         if reason is None:
-            raise
+            return _unexpected()
         return _say(f"error: {reason}; {stopped}", RunError.exit_code)
+    except Exception:
+        return _unexpected()
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
@@ -69,9 +78,30 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
+def raise_on_sigterm() -> None:
+    """Has SIGTERM raise `Stopped` from here on; JAX's preemption service takes it away."""
+    signal.signal(signal.SIGTERM, _raise_stopped)
+
+
 def _raise_stopped(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off the end
     raise Stopped
+
+
+def _unexpected() -> int:
+    """Of several processes, a mistake of ours in one: the others wait for it, so that it leaves."""
+    if not _which():
+        raise sys.exception()  # type: ignore[misc]
+    traceback.print_exc()
+    return RunError.exit_code
+
+
+def _leave_together() -> None:
+    """Ends the runtime of several processes that all are here."""
+    if _which():
+        import jax
+
+        jax.distributed.shutdown()
 
 
 def _say(line: str, code: int) -> int:
@@ -95,12 +125,12 @@ def _of_jax(error: RuntimeError) -> str | None:
 
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
-    reason = str(error).strip().splitlines()[0]
+    reason = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in reason:
         return (
             f"the device has too little memory ({reason[:200]}); lower the batch size, or in "
             "training set config.train.accumulate or config.train.remat"
         )
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if _which() and any(word in reason for word in _LOST):
         return f"another process of this run is gone ({reason[:200]})"
     return None

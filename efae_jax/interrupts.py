@@ -41,7 +41,7 @@ class Requests:
 
     def reason(self) -> BaseException:
         """What to raise once everything is saved."""
-        return KeyboardInterrupt() if self.signal == signal.SIGINT else Stopped()
+        return KeyboardInterrupt() if self.signal == signal.SIGINT else Stopped(agreed=True)
 
 
 @contextlib.contextmanager

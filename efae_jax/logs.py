@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TextColumn,
+    TimeElapsedColumn,
 )
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
@@ -93,7 +96,7 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
         if self._temporary is not None and time.monotonic() - self._copied > COPY_EVERY:
             self._board.flush()
-            copy_files(self._folder, self._there)
+            self._copy()
             self._copied = time.monotonic()
 
     def close(self) -> None:
@@ -103,8 +106,15 @@ class MetricWriter:
         self._lines.close()
         self._board.close()
         if self._temporary is not None:
-            copy_files(self._folder, self._there)
+            self._copy()
             self._temporary.cleanup()
+
+    def _copy(self) -> None:
+        """A run does not end because its curves could not be copied."""
+        try:
+            copy_files(self._folder, self._there)
+        except Exception as error:  # storage libraries have errors of every kind
+            say(f"curves could not be copied to {self._there}: {' '.join(str(error).split())}")
 
 
 def _step(line: str) -> float:
@@ -202,6 +212,31 @@ def track(items: Iterable[Any], total: int, label: str, unit: str = "") -> Itera
                 say(f"{label}: {i:,}/{total:,}{unit}  {_per_second(rate, unit)}{left}")
             yield item
         bar.update(task, completed=total)
+
+
+@contextlib.contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Shows how long something takes that cannot tell how far it is: a bar, or a line a minute."""
+    done = threading.Event()
+
+    def lines() -> None:
+        start = time.monotonic()
+        while not done.wait(60):
+            say(f"{label}: {clock(time.monotonic() - start)}")
+
+    if console.is_terminal:
+        with Progress(
+            SpinnerColumn(), TextColumn(label), TimeElapsedColumn(), console=console, transient=True
+        ) as bar:
+            bar.add_task(label, total=None)
+            yield
+        return
+    thread = threading.Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def clock(seconds: float) -> str:

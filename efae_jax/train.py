@@ -17,7 +17,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
-from efae_jax import data, disentanglement, validation
+from efae_jax import data, disentanglement, distributed, validation
 from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
@@ -235,7 +235,7 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does in a work directory that is its own."""
     config, total = run.config, run.config.train.steps
-    new = not has_checkpoint(workdir)
+    new = not distributed.first_decides(has_checkpoint(workdir))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, owner=True)
     if new:
         state, examples = run.init(pretrained), 0
@@ -268,7 +268,9 @@ def _train(
                     schedule,
                     requests,
                 )
-        checkpoints.wait()
+            checkpoints.wait()
+            if requests.signal is not None:  # it came in the last step
+                raise requests.reason()
     except jax.errors.JaxRuntimeError:  # another process may be gone; closing would wait for it
         intact = False
         raise
@@ -350,6 +352,7 @@ def _loop(
                     # The others of several processes may have their data, and would wait.
                     if jax.process_count() == 1:
                         save(step, progress)
+                        checkpoints.wait()
                         say(f"saved at step {step:,}")
                     raise
             if len(pending) > IN_FLIGHT:

@@ -13,7 +13,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 
 from efae_jax import distributed
-from efae_jax.checkpoint import write_config
+from efae_jax.checkpoint import check_config, write_config
 from efae_jax.errors import UserError
 from efae_jax.paths import is_remote
 
@@ -44,7 +44,12 @@ def hold(workdir: epath.Path, config: dict) -> Iterator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             if not is_remote(workdir):
                 lock = _lock(workdir)
+            check_config(workdir, config)  # again: another run may have ended here since
             write_config(workdir, config)
+        except UserError:
+            if lock is not None:
+                lock.release()
+            raise
         except OSError as error:
             if lock is not None:
                 lock.release()
@@ -55,7 +60,8 @@ def hold(workdir: epath.Path, config: dict) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            (workdir / HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong before says more
+                (workdir / HOLDER).unlink(missing_ok=True)
             lock.release()
 
 

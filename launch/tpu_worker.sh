@@ -48,10 +48,14 @@ case "$action" in
     # It outlives the connection that started it, and nothing of it keeps that open.
     EFAE_DISTRIBUTED=auto nohup bash launch/tpu_worker.sh supervise "$@" \
       >"$folder/log" 2>&1 </dev/null &
-    for _ in $(seq 50); do
+    for _ in $(seq 300); do
       if [ -f "$folder/pid" ]; then break; fi
       sleep 0.1
     done
+    if [ ! -f "$folder/pid" ]; then
+      echo "error: $(hostname): it did not start; see logs" >&2
+      exit 1
+    fi
     echo "$(hostname): started"
     ;;
   supervise) # run's background part
@@ -73,7 +77,10 @@ case "$action" in
         if ! running; then break; fi
         sleep 1
       done
-      sleep 1 # until its exit code is written
+      for _ in $(seq 100); do # until its exit code is written
+        if [ -f "$folder/exit_code" ]; then break; fi
+        sleep 0.1
+      done
     fi
     tell
     ;;

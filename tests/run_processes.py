@@ -80,7 +80,7 @@ STAGES = {f.__name__: f for f in (train, validate, resume, evaluate, encode)}
 def main():
     from efae_jax import distributed
 
-    distributed.start()
+    distributed.start(polls=True)
     for stage in sys.argv[2:]:
         STAGES[stage](Path(sys.argv[1]))
 

@@ -61,7 +61,7 @@ def main():
 
     from efae_jax import distributed, train
 
-    distributed.start()
+    distributed.start(polls=True)
     overrides = dict(option.split("=", 1) for option in sys.argv[2:])
     config = tiny(**{name: ast.literal_eval(value) for name, value in overrides.items()})
     train.train(config, sys.argv[1])

@@ -207,7 +207,8 @@ def test_jobs_that_are_done_are_kept_when_one_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(
         command, "JOBS", {"first": lambda s: job(ours=lambda: contender([1.0] * 9)), "kl": fails}
     )
-    command.benchmark(["first", "kl"], jobs.Options(small=True), 2, out)
+    with pytest.raises(RunError, match="not measured, for the reasons above: kl"):
+        command.benchmark(["first", "kl"], jobs.Options(small=True), 2, out)
     record = json.loads(out.read_text())
     assert record["jobs"]["first"][0]["milliseconds"]["median"] == 1000
     assert record["jobs"]["kl"] == [{"job": "kl", "why": "MemoryError: out of memory"}]

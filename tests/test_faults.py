@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from tiny import tiny
 
 from efae_jax import train
 from efae_jax.checkpoint import Checkpoints
-from efae_jax.errors import RunError
+from efae_jax.errors import RunError, Stopped
 
 # A schedule that does not know the run's length, so that runs of any length are alike.
 CUT = {"optim__schedule": "constant", "optim__warmup": 2}
@@ -93,6 +94,20 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(tmp_path, uninterrup
     assert_same(restored(tmp_path), uninterrupted(step + 2))
 
 
+def test_sigterm_in_the_last_step_is_heard(tmp_path, monkeypatch):
+    """The run is done and saved, but what would come after it must not start."""
+    save = Checkpoints.save
+
+    def signalled(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", signalled)
+    with pytest.raises(Stopped):
+        train.train(tiny(train__steps=2, checkpoint__every=5), tmp_path)
+    assert train.has_checkpoint(tmp_path)
+
+
 def test_ctrl_c_saves_too(tmp_path):
     endless = {"train__steps": 100_000, "checkpoint__every": 100_000, "log__every": 3}
     process = run_tiny.start(tmp_path, **endless)
@@ -106,7 +121,8 @@ def test_ctrl_c_saves_too(tmp_path):
 
 
 def test_a_kill_during_the_first_step_loses_nothing(tmp_path, uninterrupted):
-    process = run_tiny.start(tmp_path, **CUT, train__steps=3)
+    endless = {"train__steps": 100_000, "checkpoint__every": 100_000}
+    process = run_tiny.start(tmp_path, **CUT, **endless)
     run_tiny.wait_for(process, "the first step is compiled")
     process.kill()
     code, _, _ = run_tiny.finish(process)
@@ -123,8 +139,8 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(tmp_path, uninterrupt
     options = {**CUT, **wide, "train__steps": 100_000, "checkpoint__every": 1}
     for _ in range(5):
         process = run_tiny.start(tmp_path, **options)
-        complete, cut = [], []
-        while process.poll() is None and not (complete and cut):
+        complete, cut, deadline = [], [], time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not (complete and cut):
             names = os.listdir(folder) if folder.is_dir() else []
             complete = [int(name) for name in names if name.isdigit()]
             cut = [name for name in names if "tmp" in name]
@@ -225,6 +241,35 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, u
     assert_same(jax.device_get(state), uninterrupted(6))
     assert (tmp_path / "checkpoints" / "damaged-6").is_dir()
     assert_same(restored(tmp_path), uninterrupted(6))  # saved anew
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), jax.errors.JaxRuntimeError),
+        (ValueError("UNAVAILABLE: 503"), RunError),
+        (PermissionError(13, "Permission denied"), PermissionError),
+        (ValueError("shape (1,) is not compatible with the stored shape (2,)"), RunError),
+    ],
+)
+def test_what_is_no_damage_costs_no_checkpoint(finished, monkeypatch, error, raised):
+    def fails(self, *arguments):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_restore", fails)
+    with pytest.raises(raised):
+        train.train(tiny(**CUT, train__steps=6), finished)
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["3", "6"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        whole = train.make_mesh
+        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+        workdir = tmp_path_factory.mktemp("finished")
+        train.train(tiny(**CUT, train__steps=6), workdir)
+        return workdir
 
 
 def test_damage_everywhere_is_one_line_and_changes_nothing(tmp_path):

@@ -238,6 +238,13 @@ def pod(tree, tmp_path):
     act("stop")
 
 
+def wait_until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_pods_run_is_started_stopped_and_goes_on(pod, tree):
     """install, run, refuse a second run, stop by SIGTERM with exit code 75, run to the end."""
     act, there = pod
@@ -252,8 +259,8 @@ def test_a_pods_run_is_started_stopped_and_goes_on(pod, tree):
     program(there, 'echo "of $EFAE_DISTRIBUTED"; trap "sleep 1; exit 75" TERM; sleep 60 & wait')
     assert "started" in act("run", *TRAIN).stdout
     assert "running as process" in act("status").stdout
+    wait_until(lambda: "of auto" in act("logs").stdout)
     assert calls(there / ".venv/bin", "python") == [["main.py", *TRAIN]]
-    assert "of auto" in act("logs").stdout
     second = act("run", *TRAIN)
     assert second.returncode == 2
     assert "a run is under way" in second.stdout
@@ -262,5 +269,4 @@ def test_a_pods_run_is_started_stopped_and_goes_on(pod, tree):
 
     program(there, "exit 0")
     act("run", *TRAIN)
-    time.sleep(1)
-    assert "done" in act("status").stdout
+    wait_until(lambda: "done" in act("status").stdout)

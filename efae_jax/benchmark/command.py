@@ -19,7 +19,7 @@ from efae_jax.benchmark.jobs import JOBS, OURS, Options, make_setting
 from efae_jax.benchmark.measure import Row, measure, reason
 from efae_jax.benchmark.pairs import Spread
 from efae_jax.benchmark.peaks import Peak, peak_of
-from efae_jax.errors import UserError
+from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, say
 
 FORMAT = 1
@@ -44,6 +44,7 @@ def benchmark(
 
     Raises:
       UserError: an unknown job, peers that are not installed, a file that cannot be written.
+      RunError: in the end, when this package could not do one of the jobs.
     """
     jobs = list(dict.fromkeys(jobs)) or list(JOBS)
     if unknown := [name for name in jobs if name not in (*JOBS, *OTHERS)]:
@@ -83,7 +84,14 @@ def benchmark(
             write(record, out)
     if out is not None:
         say(f"wrote {out}")
+    if failed := [name for name, rows in done.items() if _failed(rows)]:
+        raise RunError(f"benchmark: not measured, for the reasons above: {', '.join(failed)}")
     return record
+
+
+def _failed(rows: list[dict[str, Any]]) -> bool:
+    """Whether it is this package that could not do a job; peers may fail."""
+    return any(row.get("why") and row.get("contender", OURS) == OURS for row in rows)
 
 
 def _attempt(

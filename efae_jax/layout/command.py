@@ -48,7 +48,7 @@ def layout(
     from efae_jax.layout import tables
     from efae_jax.layout.measure import choose_plan, measure
     from efae_jax.layout.targets import default_platform, find_target
-    from efae_jax.logs import console, say
+    from efae_jax.logs import console, say, waiting
     from efae_jax.methods import complete_config
     from efae_jax.train import Run
 
@@ -66,7 +66,7 @@ def layout(
         run = Run(complete_config(config), found.devices)
         chosen, which = choose_plan(run, plan)
         say(f"compiling {config_file} for {found.name}; it takes seconds to many minutes")
-        with stopped_at_once():
+        with stopped_at_once(), waiting("compiling"):
             measured = measure(run, chosen)
     title = f"{config_file}{', ' + which if which else ''}, on {found.name}"
     for table in tables.all_tables(title, run, found, measured, largest):
