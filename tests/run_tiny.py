@@ -7,6 +7,7 @@ import ast
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -45,13 +46,17 @@ def finish(process, timeout=240):
     return process.returncode, out, errors
 
 
-def wait_for(process, text):
+def wait_for(process, text, timeout=240):
     """Reads the process' output up to a line with the text; returns what was read."""
-    read = ""
-    for line in process.stdout:
-        read += line
-        if text in line:
-            return read
+    read, timer = "", threading.Timer(timeout, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            read += line
+            if text in line:
+                return read
+    finally:
+        timer.cancel()
     raise AssertionError(f"{text!r} never came: {read} {process.stderr.read()}")
 
 

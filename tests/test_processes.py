@@ -197,7 +197,7 @@ def test_what_the_first_cannot_do_ends_all(tmp_path):
 def test_one_that_is_killed_ends_the_others(tmp_path):
     endless = {"train__steps": 100_000, "checkpoint__every": 100_000, "mesh__data": -1}
     processes = start(2, 1, run_tiny.command(tmp_path, **endless))
-    run_tiny.wait_for(processes[0], "step 3/")
+    run_tiny.wait_for(processes[0], "step 4/")
     os.kill(processes[1].pid, signal.SIGKILL)
     code, _, errors = finish(processes)[0]
     assert code not in (0, 2, 75)
