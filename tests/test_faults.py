@@ -1,5 +1,6 @@
 """What happens to runs: each fault is made, not simulated, and the run goes on exactly."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -46,6 +47,15 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@contextlib.contextmanager
+def first_device():
+    """`only_one_device` for fixtures that outlive a test."""
+    whole = train.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+        yield
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """States by step of a run that nothing happened to."""
@@ -54,10 +64,7 @@ def uninterrupted(tmp_path_factory):
     def state(step, **overrides):
         key = (step, *overrides.items())
         if key not in states:
-            with pytest.MonkeyPatch.context() as patch:
-                whole = train.make_mesh
-                one = lambda d, f, _=None: whole(d, f, jax.devices()[:1])  # noqa: E731
-                patch.setattr(train, "make_mesh", one)
+            with first_device():
                 workdir = tmp_path_factory.mktemp(f"whole{step}")
                 config = tiny(**CUT, train__steps=step, checkpoint__every=step, **overrides)
                 states[key] = jax.device_get(train.train(config, workdir))
@@ -264,9 +271,7 @@ def test_what_is_no_damage_costs_no_checkpoint(finished, monkeypatch, error, rai
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        whole = train.make_mesh
-        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    with first_device():
         workdir = tmp_path_factory.mktemp("finished")
         train.train(tiny(**CUT, train__steps=6), workdir)
         return workdir
