@@ -184,7 +184,9 @@ class TrainProgress:
         self._last = (step, then + seconds)
 
 
-def track(items: Iterable[Any], total: int, label: str, unit: str = "") -> Iterator[Any]:
+def track(
+    items: Iterable[Any], total: int, label: str, unit: str = "", *, transient: bool = False
+) -> Iterator[Any]:
     """Yields the items under a progress bar, or with a plain line every ten seconds.
 
     Both show how many are done, how many a second, and the time left. Rates count from the first
@@ -195,9 +197,10 @@ def track(items: Iterable[Any], total: int, label: str, unit: str = "") -> Itera
       total: how many there are.
       label: what is being done to them, such as "encoding".
       unit: what they are, such as " batches".
+      transient: the bar goes when it is done.
     """
-    quiet = jax.process_index() != 0
-    with _bar(_RateColumn(unit), disable=quiet or not console.is_terminal) as bar:
+    disable = jax.process_index() != 0 or not console.is_terminal
+    with _bar(_RateColumn(unit), disable=disable, transient=transient) as bar:
         task = bar.add_task(label, total=total)
         first = last = time.monotonic()
         for i, item in enumerate(items):
@@ -225,9 +228,9 @@ def waiting(label: str) -> Iterator[None]:
             say(f"{label}: {clock(time.monotonic() - start)}")
 
     if console.is_terminal:
-        with Progress(
-            SpinnerColumn(), TextColumn(label), TimeElapsedColumn(), console=console, transient=True
-        ) as bar:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        disable = jax.process_index() != 0
+        with Progress(*columns, console=console, transient=True, disable=disable) as bar:
             bar.add_task(label, total=None)
             yield
         return
@@ -265,7 +268,7 @@ class _RateColumn(TextColumn):
         return super().render(task)
 
 
-def _bar(*columns: Any, disable: bool) -> Progress:
+def _bar(*columns: Any, disable: bool, transient: bool = False) -> Progress:
     return Progress(
         SpinnerColumn(),  # moves while a program is compiled
         TextColumn("{task.description}"),
@@ -276,6 +279,7 @@ def _bar(*columns: Any, disable: bool) -> Progress:
         TimeLeftColumn(),
         console=console,
         disable=disable,
+        transient=transient,
     )
 
 

@@ -39,7 +39,9 @@ def test_rates_and_stages_of_the_users_data(tmp_path, capsys):
     names = (str(tmp_path), reading.SMALL)
     ours = (reading.THREADS, reading.WORKERS)
     assert rates == {(name, reader, 1) for name in names for reader in ours}
-    assert all(0 < r.value.low <= r.value.median <= r.value.high for r in rows)
+    # A clock may find no time in a stage of such small images, but some in a turn.
+    assert all(0 <= r.value.low <= r.value.median <= r.value.high for r in rows)
+    assert all(r.value.low > 0 for r in rows if r.unit == reading.RATE)
     stages = [r.reader for r in rows if r.unit == reading.TIME]
     assert stages == ["read", "decode", "resize and crop", "order and collate"]
     reading.show(rows)

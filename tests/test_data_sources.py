@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from data_files import Numbers, data_config, encoded, picture
 from PIL import Image
+from rich.console import Console
 
+from efae_jax import logs
 from efae_jax.data import make_source, write_array_record
+from efae_jax.data.folder import image_files
 from efae_jax.data.splits import expand, hold_out
 from efae_jax.errors import UserError
 
@@ -46,6 +49,14 @@ def test_folder_finds_images_at_any_depth(tmp_path):
     assert [source[i]["label"] for i in range(7)] == [1, 1, 2, 2, 3, 3, 0]
     expected = picture(names.index("b/deep/er/1.PNG"))
     np.testing.assert_array_equal(pixels(source[sorted(names).index("b/deep/er/1.PNG")]), expected)
+
+
+def test_looking_for_images_shows_itself(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(logs, "console", console)
+    assert image_files(str(tmp_path)) == ["a.png"]
+    assert f"looking for images in {tmp_path}" in console.file.getvalue()
 
 
 def test_folder_follows_links_but_not_in_circles(tmp_path):

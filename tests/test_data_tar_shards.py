@@ -14,7 +14,9 @@ from data_files import data_config, encoded, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
+from efae_jax import logs
 from efae_jax.data import make_source
 from efae_jax.data.tar_shards import members, opened
 from efae_jax.errors import UserError
@@ -161,3 +163,27 @@ def test_a_damaged_pax_header_is_named_and_never_hangs(tmp_path, records):
     path.write_bytes(path.read_bytes()[: -tarfile.RECORDSIZE] + block + bytes(1024))
     with pytest.raises(UserError, match="a pax header is damaged"):
         shards(path, max_bad=0)
+
+
+def test_indexing_shows_itself(tmp_path, monkeypatch):
+    """Thousands of shards, or shards on object storage, take minutes."""
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", sample(number))
+    out = io.StringIO()
+    monkeypatch.setattr(logs, "console", Console(file=out, width=80))
+    monkeypatch.setattr(logs, "LINE_EVERY", -1.0)
+    assert len(shards(tmp_path / "*.tar", test_fraction=0.0)) == 3
+    lines = out.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"indexing: {i}/3 shards" for i in range(3)]
+
+
+def test_an_error_is_told_after_the_bar_of_indexing(tmp_path, monkeypatch):
+    (tmp_path / "0.tar").write_bytes(bytes(range(256)) * 4)
+    console = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(logs, "console", console)
+    with pytest.raises(UserError, match="damaged shards are more") as caught:
+        shards(tmp_path / "*.tar", max_bad=0)
+    assert caught.traceback  # keeps the frame, and with it the bar, as main.py's does
+    hide_cursor, show_cursor = "\x1b[?25l", "\x1b[?25h"
+    shown = console.file.getvalue()
+    assert shown.rfind(hide_cursor) < shown.rfind(show_cursor)

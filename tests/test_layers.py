@@ -8,7 +8,8 @@ PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
     {"errors", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
-    {"models", "data", "sharding", "optim", "logs", "compilation"},
+    {"logs"},
+    {"models", "data", "sharding", "optim", "compilation"},
     {"distributed", "interrupts"},
     {"convert"},
     {"methods", "embedders"},

@@ -192,24 +192,26 @@ def _sources(folder: Path, images: int, size: int, data: str | None) -> dict[str
 
 
 def _stages(name: str, source: Source, transform: Transform) -> list[Row]:
-    """Of the first 64 images, on this thread; the pipeline's own share from images in memory."""
-    times: dict[str, list[float]] = {}
-    for index in range(min(64, len(source))):
-        marks = [time.thread_time()]
-        image = source[index]["image"]
-        marks.append(time.thread_time())
-        decode(image, transform.size)
-        marks.append(time.thread_time())
-        transform(image, Random(index))
-        marks.append(time.thread_time())
-        read, decoding, both = np.diff(marks)
-        resize = max(0.0, both - decoding)
-        for stage, value in (("read", read), ("decode", decoding), ("resize and crop", resize)):
-            times.setdefault(stage, []).append(value)
-    # A mean: large images take their share of the time.
+    """Of the first 64 images, on this thread; the pipeline's own share from images in memory.
+
+    Each of three passes gives a mean: large images take their share of the time.
+    """
+    stages = ("read", "decode", "resize and crop")
+    passes: list[np.ndarray] = []
+    for _ in range(3):
+        marks = []
+        for index in range(min(64, len(source))):
+            start = time.thread_time()
+            image = source[index]["image"]
+            read = time.thread_time()
+            image = decode(image, transform.size)
+            decoded = time.thread_time()
+            transform(image, Random(index))  # which finds nothing left to decode
+            marks.append((start, read, decoded, time.thread_time()))
+        passes.append(1e6 * np.diff(marks).mean(0))
     rows = [
-        Row(name, stage, 1, TIME, Spread(1e6 * np.mean(v), 1e6 * min(v), 1e6 * max(v)))
-        for stage, v in times.items()
+        Row(name, stage, 1, TIME, spread([float(t) for t in times]))
+        for stage, times in zip(stages, zip(*passes, strict=True), strict=True)
     ]
     own = [_pipeline_time(transform.size[0]) for _ in range(3)]
     return [*rows, Row(name, "order and collate", 1, TIME, spread(own))]

@@ -9,6 +9,7 @@ from typing import Any
 from efae_jax.data.remote import Remote
 from efae_jax.data.splits import hold_out
 from efae_jax.errors import UserError
+from efae_jax.logs import waiting
 from efae_jax.paths import is_remote
 
 EXTENSIONS = (
@@ -71,9 +72,14 @@ def class_of(file: str) -> str:
 
 def image_files(root: str) -> list[str]:
     """Image files at any depth below root, relative to it, with '/', sorted; no hidden ones."""
+    with waiting(f"looking for images in {root}"):
+        return sorted(_image_files(root))
+
+
+def _image_files(root: str) -> list[str]:
     if is_remote(root):
         files = Remote(root).files_below(root)
-        return sorted(f for f in files if f.lower().endswith(EXTENSIONS) and "/." not in "/" + f)
+        return [f for f in files if f.lower().endswith(EXTENSIONS) and "/." not in "/" + f]
     found, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -88,7 +94,7 @@ def image_files(root: str) -> list[str]:
             for name in names
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         ]
-    return sorted(found)
+    return found
 
 
 def open_folder(config: Any, split: str):

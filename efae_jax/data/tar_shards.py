@@ -13,13 +13,14 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from efae_jax.data.folder import EXTENSIONS
 from efae_jax.data.remote import Remote, reached
 from efae_jax.data.splits import files_of, hold_out
 from efae_jax.errors import UserError
+from efae_jax.logs import track
 from efae_jax.paths import is_remote
 
 log = logging.getLogger(__name__)
@@ -144,21 +145,21 @@ class TarShards:
         self._where = array("q")
         self._remote = Remote(files[0]) if is_remote(files[0]) else None
         damaged = []
-        for number, (path, (keys, where, error)) in enumerate(
-            zip(files, self._indices(), strict=True)
-        ):
-            self._keys += keys
-            for start in range(0, len(where), 5):
-                self._where.append(number)
-                self._where += where[start : start + 5]
-            if error is not None:
-                damaged.append(f"{path}: {error}")
-                log.warning("data: shard %s (its samples up to there are used)", damaged[-1])
-                if len(damaged) > max_bad:
-                    raise UserError(
-                        f"data: {len(damaged)} damaged shards are more than data.max_bad="
-                        f"{max_bad}; the last: {'; '.join(damaged[-3:])}"
-                    ) from error
+        shown = track(self._indices(), len(files), "indexing", " shards", transient=True)
+        with closing(shown):  # an error is not told over the bar
+            for number, (path, (keys, where, error)) in enumerate(zip(files, shown, strict=True)):
+                self._keys += keys
+                for start in range(0, len(where), 5):
+                    self._where.append(number)
+                    self._where += where[start : start + 5]
+                if error is not None:
+                    damaged.append(f"{path}: {error}")
+                    log.warning("data: shard %s (its samples up to there are used)", damaged[-1])
+                    if len(damaged) > max_bad:
+                        raise UserError(
+                            f"data: {len(damaged)} damaged shards are more than data.max_bad="
+                            f"{max_bad}; the last: {'; '.join(damaged[-3:])}"
+                        ) from error
         if not self._keys:
             raise UserError(
                 f"data.path: no image in {len(files)} tar shards, the first {files[0]!r}; "
