@@ -9,7 +9,7 @@ PACKAGE = ROOT / "efae_jax"
 LAYERS = [
     {"errors", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
     {"logs"},
-    {"models", "data", "sharding", "optim", "compilation"},
+    {"models", "data", "sharding", "optim", "compilation", "huge_pages"},
     {"distributed", "interrupts"},
     {"convert"},
     {"methods", "embedders"},

@@ -21,7 +21,7 @@ from tiny_nets import (
     unet,
 )
 
-from efae_jax.models.dit import Block, rotary_angles, rotate
+from efae_jax.models.dit import Block, rotary_angles, rotate, turns
 from efae_jax.models.functional import Net
 from efae_jax.models.layers import LatentGrid, group_norm, precondition, sinusoids
 from efae_jax.models.unet import ConditionedBlock
@@ -167,7 +167,7 @@ def test_rotary_attention_sees_differences_of_rows_and_of_columns():
     angles = rotary_angles(rows, columns, width)
     assert angles.shape == (rows * columns, width // 2)
     everywhere = lambda x: jnp.broadcast_to(x, (1, rows * columns, 1, width))  # noqa: E731
-    turned_q, turned_k = rotate(everywhere(q), angles), rotate(everywhere(k), angles)
+    turned_q, turned_k = (rotate(everywhere(a), turns(angles)) for a in (q, k))
     logits = np.asarray(turned_q)[0, :, 0] @ np.asarray(turned_k)[0, :, 0].T
 
     found = {}
@@ -183,7 +183,7 @@ def test_rotary_attention_sees_differences_of_rows_and_of_columns():
 
 
 def test_rotary_frequencies_fall_from_one_by_the_hundredth():
-    angles = np.asarray(rotary_angles(2, 2, 16))  # tokens (0,0), (0,1), (1,0), (1,1)
+    angles = rotary_angles(2, 2, 16)  # tokens (0,0), (0,1), (1,0), (1,1)
     frequencies = 100.0 ** (-np.arange(4) / 4)
     np.testing.assert_allclose(angles[1], [0, 0, 0, 0, *frequencies], rtol=1e-5)
     np.testing.assert_allclose(angles[2], [*frequencies, 0, 0, 0, 0], rtol=1e-5)
@@ -194,7 +194,8 @@ def test_new_blocks_are_the_identity():
     x_BLD, c_BD = (np.random.default_rng(0).standard_normal(s) for s in ((2, 6, 16), (2, 16)))
     x_BLD, c_BD = x_BLD.astype(np.float32), c_BD.astype(np.float32)
     block = Net(lambda rngs: Block(16, 2, rngs=rngs, **F32))
-    np.testing.assert_array_equal(fresh(block, x_BLD, c_BD, rotary_angles(2, 3, 8)), x_BLD)
+    still = turns(rotary_angles(2, 3, 8))
+    np.testing.assert_array_equal(fresh(block, x_BLD, c_BD, still), x_BLD)
 
     conditioned = Net(lambda rngs: ConditionedBlock(16, 16, 3, 16, rngs=rngs, **F32))
     x = x_BLD.reshape(2, 2, 3, 16)
