@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from efae_jax.errors import UserError, config_mistake
 from efae_jax.exits import ended_by, leave, raise_on_sigterm
+from efae_jax.host_memory import keep_scratch_memory
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
@@ -55,4 +56,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    keep_scratch_memory()
     run()

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from efae_jax.errors import UserError
 from efae_jax.exits import ended_by, leave
+from efae_jax.host_memory import keep_scratch_memory
 from efae_jax.paths import is_remote
 
 IMAGES = ("data", "data_dir", "split", "size")  # options of `_add_images`
@@ -407,4 +408,5 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    keep_scratch_memory()
     leave(main())

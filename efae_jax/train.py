@@ -17,7 +17,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
-from efae_jax import data, disentanglement, distributed, huge_pages, validation
+from efae_jax import data, disentanglement, distributed, validation
 from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint
 from efae_jax.compilation import count_cache_hits, keep_programs
 from efae_jax.errors import RunError, UserError
@@ -330,8 +330,6 @@ def _loop(
         f"training {config.method}, {total - start:,} steps of {batch_size} images, "
         f"{run.mesh.size} device(s); the first step is compiled, then its speed is shown"
     )
-    if advice := huge_pages.advice():
-        say(advice)
     several = len(run.method.plans()) > 1
     with TrainProgress(start, total, batch_size) as progress:
         batch = put_batch(run.mesh, next(batches))

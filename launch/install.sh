@@ -53,8 +53,3 @@ if [ "$(cat ".venv/installed-${#files[@]}" 2>/dev/null)" != "$wanted" ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   echo "$wanted" >".venv/installed-${#files[@]}"
 fi
-
-if [ "$device" = cpu ]; then
-  # Huge pages for XLA's scratch memory, for what sources this; see README, Speed.
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-fi

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from efae_jax import __version__, huge_pages
+from efae_jax import __version__
 from efae_jax.benchmark import startup
 from efae_jax.benchmark.jobs import JOBS, OURS, Options, make_setting
 from efae_jax.benchmark.measure import Row, measure, reason
@@ -73,8 +73,6 @@ def benchmark(
             "what": peak.source
         }
         say(f"{describe(record)}\n{peak.flops / 1e12:,.3g} TFLOP/s, {setting.dtype}, {peak.source}")
-        if advice := huge_pages.advice():
-            say(advice)
     for name in jobs:
         if name not in done:
             if name in JOBS and peak is not None:
