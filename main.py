@@ -41,12 +41,13 @@ def main() -> None:
     """Trains if asked to, and evaluates."""
     # JAX is imported after the flags are known to be right: a mistake answers at once.
     from efae_jax import distributed, train
+    from efae_jax.run import judge
 
     distributed.start(polls=MODE.value == "train")
     if MODE.value == "train":
         train.train(CONFIG.value, WORKDIR.value)
         raise_on_sigterm()
-    train.judge(CONFIG.value).evaluate_workdir(WORKDIR.value, CONFIG.value)
+    judge(CONFIG.value).evaluate_workdir(WORKDIR.value, CONFIG.value)
 
 
 def run() -> None:

@@ -24,22 +24,22 @@ def only_one_device(monkeypatch):
     """`train.train` takes all devices; here it gets the first."""
     import jax
 
-    from efae_jax import train
+    from efae_jax import run
 
-    whole = train.make_mesh
-    monkeypatch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    whole = run.make_mesh
+    monkeypatch.setattr(run, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
 
 
 @pytest.fixture
 def runs(monkeypatch):
     """A list of the `Run` of every step that is taken."""
-    from efae_jax import train
+    from efae_jax.run import Run
 
-    found, original = [], train.Run.step
+    found, original = [], Run.step
 
     def recorded(self, *arguments):
         found.append(self)
         return original(self, *arguments)
 
-    monkeypatch.setattr(train.Run, "step", recorded)
+    monkeypatch.setattr(Run, "step", recorded)
     return found

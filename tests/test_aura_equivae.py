@@ -12,12 +12,13 @@ import pytest
 from tiny import tiny_aura
 from tiny_nets import quick_jit
 
-from efae_jax import groups, losses, recipes, train
+from efae_jax import groups, losses, recipes
 from efae_jax.errors import UserError
 from efae_jax.methods import aura_equivae, make_method
 from efae_jax.methods.aura_equivae import Window, cut
 from efae_jax.methods.base import Context
 from efae_jax.models.conv_autoencoder import shrink
+from efae_jax.run import Run
 
 BATCH = 6
 
@@ -247,7 +248,7 @@ def test_plans_follow_from_seed_and_step():
 )
 def test_what_does_not_fit_is_one_line(overrides, message):
     with pytest.raises(UserError) as error:
-        train.Run(tiny_aura(**overrides), jax.devices()[:1])
+        Run(tiny_aura(**overrides), jax.devices()[:1])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -20,6 +20,7 @@ from efae_jax.methods import aura_equivae, make_method
 from efae_jax.models.functional import Net
 from efae_jax.models.lpips import LPIPS
 from efae_jax.models.vgg import VGG16
+from efae_jax.run import Run
 from efae_jax.sharding import put_batch
 
 
@@ -41,7 +42,7 @@ def test_normalised_gradients_are_those_of_the_global_batch(kind):
     results = []
     for devices in (1, 8):
         config = tiny_aura(mesh__data=devices, **overrides)
-        state, figures = steps(train.Run(config, jax.devices()[:devices]), 2)
+        state, figures = steps(Run(config, jax.devices()[:devices]), 2)
         results.append((jax.device_get(state["params"]), figures))
     # Adam turns the rounding of gradients that are zero (biases before a norm) into steps.
     kernels = [
@@ -76,14 +77,14 @@ def test_a_run_starts_from_another_model(tmp_path, monkeypatch, only_one_device)
     trained = train.train(tiny_aura(train__steps=1, crop__rate=0.0), tmp_path / "first")
     source = jax.device_get(trained["ema"]["autoencoder"])
     config = tiny_aura(init_from=str(tmp_path / "first"), crop__rate=0.0, train__steps=1)
-    run = train.Run(config, jax.devices()[:1])
+    run = Run(config, jax.devices()[:1])
     state = jax.device_get(run.init())
     for tree in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[tree]["autoencoder"], source)
     # A save that was cut off is no checkpoint: the run still starts from the model.
     (tmp_path / "second" / "checkpoints" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
     starts = []
-    monkeypatch.setattr(train.Run, "init", lambda self, given=None: starts.append(given) or state)
+    monkeypatch.setattr(Run, "init", lambda self, given=None: starts.append(given) or state)
     train.train(config, tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, starts[0]["autoencoder"], source)
 
@@ -153,7 +154,7 @@ def trunk_shapes(stages):
 def test_the_released_recipe_trains_both_players(vgg):
     config = tiny_aura("released", crop__rate=0.0, train__batch_size=2, mesh__data=2)
     config.loss.recipe, config.loss.gan_start = "custom", 1
-    run = train.Run(config, jax.devices()[:2])
+    run = Run(config, jax.devices()[:2])
     start = run.init()
     trunk = random_weights(trunk_shapes(3), 1)
     jax.tree.map(
@@ -196,7 +197,7 @@ def test_the_later_recipe_carries_lecams_anchors(vgg):
         train__batch_size=2,
         loss__lecam=0.1,
     )
-    run = train.Run(config, jax.devices()[:1])
+    run = Run(config, jax.devices()[:1])
     state, figures = steps(run, 2)
     # The heads start at zero, so the first step's logits are zero; those of the second are not.
     assert figures[0]["discriminator/logit_real"] == 0
@@ -213,7 +214,7 @@ def test_the_later_recipe_carries_lecams_anchors(vgg):
 
 def test_a_high_resolution_decoder_is_compared_with_the_images_at_twice_the_side():
     sides = {"data__size": (16, 16), "model__shrink": 2}
-    run = train.Run(tiny_aura(model__decoder_widths=(4, 8, 8), **sides), jax.devices()[:1])
+    run = Run(tiny_aura(model__decoder_widths=(4, 8, 8), **sides), jax.devices()[:1])
     model = run.method.autoencoder
     x = jnp.arange(256.0).reshape(1, 16, 16, 1).repeat(3, -1)
     small, target = model.views(x)

@@ -10,6 +10,7 @@ from configs import aura_equivae, disentangle, efae, eq_vae
 from efae_jax import data, train, validation
 from efae_jax.methods import complete_config
 from efae_jax.optim import make_schedule
+from efae_jax.run import Run, judge
 
 MODULES = (efae, aura_equivae, eq_vae, disentangle)
 ALL = [(module, variant) for module in MODULES for variant in module.VARIANTS]
@@ -26,7 +27,7 @@ def test_every_variant_fits(module, variant):
         with config.unlocked():
             config.data.update(latent=SIZES[variant], text=512, image=512)
             config.model.semantic = config.model.semantic or 2
-    train.Run(config, jax.devices()[:1])
+    Run(config, jax.devices()[:1])
 
 
 def test_an_unknown_variant_lists_the_known():
@@ -72,13 +73,13 @@ def leaves(config, path=""):
 
 def read_by_a_run(config, seen):
     spy = Spy(config, seen)
-    run = train.Run(spy, jax.devices()[:1])
+    run = Run(spy, jax.devices()[:1])
     for split in ("train", "test"):
         source = data.make_source(spy.data, split)
     next(train.train_batches(spy, source, 0))
     if not hasattr(run.method, "disentangler"):
         next(validation.held_out_batches(source, spy, 4))
-    train.judge(spy).Evaluator(run.method.product, spy, run.mesh)
+    judge(spy).Evaluator(run.method.product, spy, run.mesh)
     make_schedule(spy.optim, 3)
 
 

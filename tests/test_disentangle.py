@@ -26,6 +26,7 @@ from efae_jax.methods.disentangle import Disentangle
 from efae_jax.metrics.subspaces import principal_angles
 from efae_jax.models.disentangler import change_channels
 from efae_jax.optim import make_optimizer
+from efae_jax.run import Run
 from efae_jax.state import init_state, make_train_step
 
 SEEDS = 3
@@ -231,7 +232,7 @@ def test_its_config_knows_the_sizes_of_the_pairs(trained, pairs):
 def test_the_losses_agree_on_every_mesh(pairs):
     def losses(devices):
         config = complete_config(config_of(pairs, mesh__data=devices))
-        run = train.Run(config, jax.devices()[:devices])
+        run = Run(config, jax.devices()[:devices])
         state, found = run.init(), []
         batches = train.train_batches(config, train.data.make_source(config.data, "train"), 0)
         for _ in range(3):
@@ -255,7 +256,7 @@ def test_what_does_not_fit(pairs, tmp_path):
     assert "config.data.text=7 is not 6, that of" in message
     semantic = complete_config(config_of(pairs, model__semantic=4))
     assert "4 semantic of 4 channels; allowed are 1 to 3" in error_of(
-        train.Run, semantic, jax.devices()[:1]
+        Run, semantic, jax.devices()[:1]
     )
     for field, value, words in (
         ("draws", 1, "config.eval.draws=1 must be at least 2"),
@@ -263,7 +264,7 @@ def test_what_does_not_fit(pairs, tmp_path):
         ("batch_size", 0, "config.eval.batch_size=0 must be a positive multiple"),
     ):
         config = complete_config(config_of(pairs, **{f"eval__{field}": value}))
-        assert words in error_of(train.Run, config, jax.devices()[:1])
+        assert words in error_of(Run, config, jax.devices()[:1])
 
 
 def test_a_run_does_not_go_on_with_other_pairs(trained, pairs):

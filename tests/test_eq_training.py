@@ -19,6 +19,7 @@ import efae_jax
 from efae_jax import train
 from efae_jax.convert import files
 from efae_jax.errors import UserError
+from efae_jax.run import Run
 
 CONSTANT = {"eq__min_scale": 0.5, "eq__scale_buckets": 1, "train__steps": 12}
 
@@ -40,7 +41,7 @@ def test_each_shape_compiles_once_and_a_resumed_run_is_the_same(tmp_path, only_o
 
 
 def test_no_step_after_warm_up_compiles():
-    run = train.Run(tiny_eq(eq__min_scale=0.5, eq__scale_buckets=1), jax.devices()[:1])
+    run = Run(tiny_eq(eq__min_scale=0.5, eq__scale_buckets=1), jax.devices()[:1])
     state, _ = steps(run, 1)
     batch = jax.device_put({"image": np.zeros((8, 8, 8, 3), np.uint8), "label": np.zeros(8, int)})
     for step in range(40):
@@ -66,7 +67,7 @@ def test_all_devices_and_parts_give_the_same_steps():
         config = tiny_eq(
             mesh__data=devices, train__accumulate=accumulate, optim__lr=1e-2, eq__min_scale=1.0
         )
-        run = train.Run(config, jax.devices()[:devices])
+        run = Run(config, jax.devices()[:devices])
         state, figures = steps(run, 2)
         results.append((jax.device_get(state["params"]), figures))
     for params, figures in results[1:]:
@@ -92,7 +93,7 @@ def test_every_player_learns(only_one_device):
         train__batch_size=4,
         train__accumulate=2,
     )
-    run = train.Run(config, jax.devices()[:1])
+    run = Run(config, jax.devices()[:1])
     before = jax.device_get(run.init())
     state, figures = steps(run, 2)
     assert run.method.players == ("autoencoder", "logvar", "discriminator")

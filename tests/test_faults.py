@@ -19,6 +19,7 @@ from tiny import tiny
 from efae_jax import train
 from efae_jax.checkpoint import Checkpoints
 from efae_jax.errors import RunError, Stopped
+from efae_jax.run import Run
 
 # A schedule that does not know the run's length, so that runs of any length are alike.
 CUT = {"optim__schedule": "constant", "optim__warmup": 2}
@@ -34,7 +35,7 @@ def one_error(errors):
 
 
 def restored(workdir, step=None, **overrides):
-    run = train.Run(tiny(**CUT, **overrides), jax.devices()[:1])
+    run = Run(tiny(**CUT, **overrides), jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
     state, examples = checkpoints.restore(run.abstract_state, step)
     checkpoints.close()

@@ -17,6 +17,7 @@ LAYERS = [
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
     {"workdir", "exits", "host_memory", "warm_start"},
+    {"run"},
     {"train", "encode", "embed", "lerp", "cache"},
     {"layout"},
     {"benchmark"},

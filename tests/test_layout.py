@@ -21,8 +21,8 @@ from efae_jax.layout.targets import (
     prepare_environment,
 )
 from efae_jax.models.build import compute_dtype
+from efae_jax.run import Run
 from efae_jax.sharding import SMALL
-from efae_jax.train import Run
 
 FSDP = 4
 

@@ -15,10 +15,11 @@ import run_tiny
 from run_processes import config
 from saved_models import folder_of_images
 
-from efae_jax import distributed, train
+from efae_jax import distributed
 from efae_jax.checkpoint import Checkpoints
 from efae_jax.data.latents import Latents
 from efae_jax.errors import UserError
+from efae_jax.run import Run
 
 SCRIPT = str(run_tiny.HERE / "run_processes.py")
 
@@ -95,7 +96,7 @@ def four(tmp_path_factory):
 
 
 def restored(workdir, examples=6 * 8):
-    run = train.Run(config(), jax.devices()[:2])
+    run = Run(config(), jax.devices()[:2])
     checkpoints = Checkpoints(workdir)
     state, consumed = checkpoints.restore(run.abstract_state)
     checkpoints.close()

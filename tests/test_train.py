@@ -12,6 +12,7 @@ from tiny import tiny
 from efae_jax import data, train
 from efae_jax.checkpoint import Checkpoints
 from efae_jax.errors import RunError, UserError
+from efae_jax.run import Run, make_mesh
 from efae_jax.sharding import put_batch
 
 # A schedule that does not know the run's length, so that fewer steps are a run cut off.
@@ -19,7 +20,7 @@ CUT = {"optim__schedule": "constant", "optim__warmup": 2}
 
 
 def make_run(devices, **overrides):
-    return train.Run(tiny(**overrides), jax.devices()[:devices])
+    return Run(tiny(**overrides), jax.devices()[:devices])
 
 
 def steps(run, count):
@@ -47,17 +48,17 @@ def one_device():
 @pytest.fixture(autouse=True)
 def only_one_device(monkeypatch):
     """`train.train` takes all devices; here it gets the first."""
-    whole = train.make_mesh
+    whole = make_mesh
     first = lambda d, f, devices=None: whole(d, f, devices or jax.devices()[:1])  # noqa: E731
-    monkeypatch.setattr(train, "make_mesh", first)
+    monkeypatch.setattr("efae_jax.run.make_mesh", first)
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """A run of six steps that never stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        whole = train.make_mesh
-        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+        whole = make_mesh
+        patch.setattr("efae_jax.run.make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
         workdir = tmp_path_factory.mktemp("whole")
         return workdir, jax.device_get(train.train(tiny(**CUT), workdir))
 

@@ -1,4 +1,4 @@
-"""Training steps as contenders: those of `train.Run`, and the velocity field's alone."""
+"""Training steps as contenders: those of `run.Run`, and the velocity field's alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from efae_jax.benchmark.measure import Contender, clock, high_water, memory_of, 
 from efae_jax.benchmark.sizes import DiTSizes
 from efae_jax.models.dit import DiT
 from efae_jax.models.functional import Net
+from efae_jax.run import Run
 from efae_jax.sharding import put_batch
-from efae_jax.train import Run
 
 ADAM = {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.99}
 

@@ -50,7 +50,7 @@ def layout(
     from efae_jax.layout.targets import default_platform, find_target
     from efae_jax.logs import console, say, waiting
     from efae_jax.methods import complete_config
-    from efae_jax.train import Run
+    from efae_jax.run import Run
 
     if largest < 0:
         raise UserError(f"--largest {largest} must be at least 0")

@@ -12,8 +12,8 @@ import jax
 
 from efae_jax.errors import RunError, UserError
 from efae_jax.layout.collectives import Collective, collectives
+from efae_jax.run import Run
 from efae_jax.sharding import batch_sharding, replicated
-from efae_jax.train import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from efae_jax.layout.measure import Layout
 from efae_jax.layout.targets import Target
 from efae_jax.logs import figures_table
-from efae_jax.train import Run
+from efae_jax.run import Run
 
 PATH_WIDTH = 34  # letters of a parameter's path that are shown: all fits into 80 columns
 
