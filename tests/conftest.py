@@ -1,5 +1,6 @@
 """Eight simulated devices, and compiled programs kept from one run of the tests to the next."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -19,15 +20,27 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
-@pytest.fixture
-def only_one_device(monkeypatch):
-    """`train.train` takes all devices; here it gets the first."""
+@contextlib.contextmanager
+def first_device():
+    """`train.train` takes all devices; here it gets the first, unless it is told which."""
     import jax
 
     from efae_jax import run
 
+    def first(data, fsdp, devices=None):
+        return whole(data, fsdp, devices or jax.devices()[:1])
+
     whole = run.make_mesh
-    monkeypatch.setattr(run, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_mesh", first)
+        yield
+
+
+@pytest.fixture
+def only_one_device():
+    """`first_device` for a test."""
+    with first_device():
+        yield
 
 
 @pytest.fixture

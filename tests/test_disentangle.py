@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import first_device
 from pair_files import planted, unit, write_pairs
 from saved_models import conv_config, save
 from tiny import tiny_disentangle
@@ -188,9 +189,7 @@ def config_of(pairs, **overrides):
 
 @pytest.fixture(scope="module")
 def trained(pairs, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        whole = train.make_mesh
-        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    with first_device():
         workdir = tmp_path_factory.mktemp("run")
         state = train.train(config_of(pairs, **CONSTANT), workdir)
         return workdir, jax.device_get(state)

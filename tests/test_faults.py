@@ -1,6 +1,5 @@
 """What happens to runs: each fault is made, not simulated, and the run goes on exactly."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import run_tiny
-from conftest import ROOT
+from conftest import ROOT, first_device
 from saved_models import folder_of_images
 from tiny import tiny
 
@@ -46,15 +45,6 @@ def restored(workdir, step=None, **overrides):
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-@contextlib.contextmanager
-def first_device():
-    """`only_one_device` for fixtures that outlive a test."""
-    whole = train.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

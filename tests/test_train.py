@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import first_device
 from tiny import tiny
 
 from efae_jax import data, train
 from efae_jax.checkpoint import Checkpoints
 from efae_jax.errors import RunError, UserError
-from efae_jax.run import Run, make_mesh
+from efae_jax.run import Run
 from efae_jax.sharding import put_batch
 
+pytestmark = pytest.mark.usefixtures("only_one_device")
 # A schedule that does not know the run's length, so that fewer steps are a run cut off.
 CUT = {"optim__schedule": "constant", "optim__warmup": 2}
 
@@ -45,20 +47,10 @@ def one_device():
     return run, *steps(run, 4)
 
 
-@pytest.fixture(autouse=True)
-def only_one_device(monkeypatch):
-    """`train.train` takes all devices; here it gets the first."""
-    whole = make_mesh
-    first = lambda d, f, devices=None: whole(d, f, devices or jax.devices()[:1])  # noqa: E731
-    monkeypatch.setattr("efae_jax.run.make_mesh", first)
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """A run of six steps that never stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        whole = make_mesh
-        patch.setattr("efae_jax.run.make_mesh", lambda d, f, _=None: whole(d, f, jax.devices()[:1]))
+    with first_device():
         workdir = tmp_path_factory.mktemp("whole")
         return workdir, jax.device_get(train.train(tiny(**CUT), workdir))
 
