@@ -20,19 +20,20 @@ _SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX":
 
 
 def keep_scratch_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Has glibc keep what is freed, in a process whose programs run on CPUs; whether it does.
+    """Has glibc keep what is freed, in a process whose programs run on CPUs; whether it will.
 
-    For the process of a command, which is its own; it then holds as much memory as it ever
-    needed. Must come before JAX makes its devices, whose threads choose their heaps. It leaves
-    alone what `GLIBC_TUNABLES` says of malloc, other C libraries, and machines with accelerators,
-    where programs do not work in this memory.
+    For the process of a command, which is its own; it then holds at least as much memory as it
+    ever needed. Must come before JAX makes its devices, whose threads choose their heaps. It leaves
+    alone what `GLIBC_TUNABLES` says of malloc, other C libraries, and installations of JAX for
+    accelerators (unless `JAX_PLATFORMS=cpu`), where programs do not work in this memory.
     """
     if "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or not _on_cpus(environment):
         return False
     if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(*setting) == 1 for setting in _SETTINGS.values()])  # noqa: C419
+    accepted = [mallopt(*setting) == 1 for setting in _SETTINGS.values()]
+    return all(accepted)
 
 
 def _on_cpus(environment: Mapping[str, str]) -> bool:

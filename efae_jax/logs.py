@@ -199,7 +199,8 @@ def track(
       unit: what they are, such as " batches".
       transient: the bar goes when it is done.
     """
-    disable = jax.process_index() != 0 or not console.is_terminal
+    label = _printable(label)
+    disable = not console.is_terminal or jax.process_index() != 0
     with _bar(_RateColumn(unit), disable=disable, transient=transient) as bar:
         task = bar.add_task(label, total=total)
         first = last = time.monotonic()
@@ -220,7 +221,7 @@ def track(
 @contextlib.contextmanager
 def waiting(label: str) -> Iterator[None]:
     """Shows how long something takes that cannot tell how far it is: a bar, or a line a minute."""
-    done = threading.Event()
+    done, label = threading.Event(), _printable(label)
 
     def lines() -> None:
         start = time.monotonic()
@@ -228,7 +229,7 @@ def waiting(label: str) -> Iterator[None]:
             say(f"{label}: {clock(time.monotonic() - start)}")
 
     if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), _description(), TimeElapsedColumn())
         disable = jax.process_index() != 0
         with Progress(*columns, console=console, transient=True, disable=disable) as bar:
             bar.add_task(label, total=None)
@@ -268,10 +269,19 @@ class _RateColumn(TextColumn):
         return super().render(task)
 
 
+def _description() -> TextColumn:
+    return TextColumn("{task.description}", markup=False)  # a path may have brackets
+
+
+def _printable(label: str) -> str:
+    """Without the bytes of a path that are no UTF-8."""
+    return label.encode("utf-8", "replace").decode()
+
+
 def _bar(*columns: Any, disable: bool, transient: bool = False) -> Progress:
     return Progress(
         SpinnerColumn(),  # moves while a program is compiled
-        TextColumn("{task.description}"),
+        _description(),
         BarColumn(bar_width=18),  # all fits into 80 columns
         MofNCompleteColumn(),
         *columns,

@@ -51,12 +51,16 @@ def test_folder_finds_images_at_any_depth(tmp_path):
     np.testing.assert_array_equal(pixels(source[sorted(names).index("b/deep/er/1.PNG")]), expected)
 
 
-def test_looking_for_images_shows_itself(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+@pytest.mark.parametrize("name", ["images", "[/a]", os.fsdecode(b"b\xff")])
+def test_looking_for_images_shows_itself(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "a.png").write_bytes(encoded(picture(0)))
+    monkeypatch.setenv("TERM", "xterm")
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     monkeypatch.setattr(logs, "console", console)
-    assert image_files(str(tmp_path)) == ["a.png"]
-    assert f"looking for images in {tmp_path}" in console.file.getvalue()
+    assert image_files(str(tmp_path / name)) == ["a.png"]
+    shown = str(tmp_path / name).encode("utf-8", "replace").decode()
+    assert f"looking for images in {shown}" in console.file.getvalue()
 
 
 def test_folder_follows_links_but_not_in_circles(tmp_path):

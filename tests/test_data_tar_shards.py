@@ -170,7 +170,7 @@ def test_indexing_shows_itself(tmp_path, monkeypatch):
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", sample(number))
     out = io.StringIO()
-    monkeypatch.setattr(logs, "console", Console(file=out, width=80))
+    monkeypatch.setattr(logs, "console", Console(file=out, force_terminal=False, width=80))
     monkeypatch.setattr(logs, "LINE_EVERY", -1.0)
     assert len(shards(tmp_path / "*.tar", test_fraction=0.0)) == 3
     lines = out.getvalue().splitlines()
@@ -179,6 +179,7 @@ def test_indexing_shows_itself(tmp_path, monkeypatch):
 
 def test_an_error_is_told_after_the_bar_of_indexing(tmp_path, monkeypatch):
     (tmp_path / "0.tar").write_bytes(bytes(range(256)) * 4)
+    monkeypatch.setenv("TERM", "xterm")
     console = Console(file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr(logs, "console", console)
     with pytest.raises(UserError, match="damaged shards are more") as caught:

@@ -144,9 +144,9 @@ class TarShards:
         # their count for none), offset and size of the companion.
         self._where = array("q")
         self._remote = Remote(files[0]) if is_remote(files[0]) else None
-        damaged = []
+        damaged, why = [], None
         shown = track(self._indices(), len(files), "indexing", " shards", transient=True)
-        with closing(shown):  # an error is not told over the bar
+        with closing(shown):  # what went wrong is told when the bar is gone
             for number, (path, (keys, where, error)) in enumerate(zip(files, shown, strict=True)):
                 self._keys += keys
                 for start in range(0, len(where), 5):
@@ -154,12 +154,16 @@ class TarShards:
                     self._where += where[start : start + 5]
                 if error is not None:
                     damaged.append(f"{path}: {error}")
-                    log.warning("data: shard %s (its samples up to there are used)", damaged[-1])
+                    why = error
                     if len(damaged) > max_bad:
-                        raise UserError(
-                            f"data: {len(damaged)} damaged shards are more than data.max_bad="
-                            f"{max_bad}; the last: {'; '.join(damaged[-3:])}"
-                        ) from error
+                        break
+        for shard in damaged:
+            log.warning("data: shard %s (its samples up to there are used)", shard)
+        if len(damaged) > max_bad:
+            raise UserError(
+                f"data: {len(damaged)} damaged shards are more than data.max_bad="
+                f"{max_bad}; the last: {'; '.join(damaged[-3:])}"
+            ) from why
         if not self._keys:
             raise UserError(
                 f"data.path: no image in {len(files)} tar shards, the first {files[0]!r}; "
