@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, trains EFAE on the built-in images, evaluates, and says where the pictures are.
 #   bash launch/quickstart.sh [WORKDIR] [--config.field=value ...]
-# About 10 minutes on 2 CPU cores.
+# About 8 minutes on 2 CPU cores.
 set -euo pipefail
 workdir=$PWD/runs/quickstart
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
