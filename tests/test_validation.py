@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import first_device
 from PIL import Image
 from tiny import tiny
 
@@ -131,8 +132,7 @@ def test_unreadable_images_are_left_out(tmp_path):
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     config = tiny(train__steps=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
+    with first_device():
         state = train.train(config, workdir)
     validation.evaluate_workdir(workdir, config, jax.devices()[:1])
     return workdir, state
