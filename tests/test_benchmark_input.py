@@ -69,6 +69,7 @@ def test_ratios_are_taken_pair_by_pair(tmp_path, monkeypatch):
 
         return turn
 
+    monkeypatch.setattr(reading, "find_spec", lambda _: True)  # with PyTorch or without
     monkeypatch.setattr(reading._Turn, "peer", lambda *_: measured(reading.PEER))
     ours = lambda _, **how: measured(reading.THREADS if "num_threads" in how else reading.WORKERS)  # noqa: E731
     monkeypatch.setattr(reading._Turn, "ours", ours)
