@@ -140,7 +140,9 @@ def show(rows: Sequence[Row]) -> None:
     console.print(figures_table("One core's time", ["stage", "us an image"], cells))
     for data in dict.fromkeys(r.data for r in stages):
         mine = [r for r in stages if r.data == data]
-        total = sum(r.value.median for r in mine) or 1.0  # where the clock saw nothing
+        total = sum(r.value.median for r in mine)
+        if not total:  # a coarse clock, and small images
+            continue
         most = max(mine, key=lambda r: r.value.median)
         share = 100 * most.value.median / total
         say(f"{data}: at most {1e6 / total:,.0f} images/s a core; {most.reader} is {share:.0f}%")
