@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from etils import epath
 
 from efae_jax.errors import UserError
+
+
+def user_path(path: epath.PathLike) -> str:
+    """A path as users write it, as the file system has it.
+
+    Shells expand `~` only at the start of a word, so that `--out=~/x` and `webdataset:~/x.tar`
+    reach a program as they are. `~` and `~name` become home folders here, `file:///x` becomes `/x`.
+    URLs of other kinds, hub ids, and bytes that are no UTF-8 (Python's surrogate escapes) stay.
+
+    Raises:
+      UserError: `~name` where there is no such user, or a `file:` URL of another machine.
+    """
+    text = os.fspath(path)
+    if text.startswith("file:"):
+        url = urlsplit(text)
+        if url.netloc not in ("", "localhost"):
+            raise UserError(f"{text}: files of another machine ({url.netloc}) cannot be read")
+        text = unquote(url.path, errors="surrogateescape")
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text and not os.path.lexists(text):
+        name = text.split("/")[0]
+        raise UserError(f"{text}: there is no user {name[1:]!r}; ./{name} is a file called so")
+    return expanded
+
+
+def printable(text: str) -> str:
+    """One line that every terminal takes: bytes of a name that are no UTF-8 show as \\xNN."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_remote(path: epath.PathLike) -> bool:
