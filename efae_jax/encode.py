@@ -14,6 +14,7 @@ from efae_jax.checkpoint import save_model
 from efae_jax.data import make_transform
 from efae_jax.data.chosen import choose_images
 from efae_jax.data.latents import SUMMARY
+from efae_jax.data.left_out import account_lines
 from efae_jax.data.splits import Source
 from efae_jax.data.transforms import Transform
 from efae_jax.errors import UserError
@@ -28,7 +29,7 @@ def make_source(
 
     Args:
       model: for what is not given, its config's.
-      data, where: as for `data.chosen.choose_images`; of a data source, "train" unless given.
+      data, where: as for `data.chosen.choose_images`; of the config's source, "train" unless given.
       size: of the square that the encoder takes (shorter side resized, centre crop).
 
     Raises:
@@ -148,6 +149,6 @@ def _report(summary: dict[str, Any], out: Path) -> None:
         for name in ("mean", "std"):
             values = ", ".join(f"{value:.6g}" for value in summary[name])
             say(f"--config.latent.{name}='({values},)'")
-    if summary["unreadable"]:
-        say(f"{len(summary['unreadable'])} images could not be read and were skipped")
+    for line in account_lines(summary["read"]):
+        say(line)
     say(f"latents, and their statistics in {SUMMARY}: {out}")

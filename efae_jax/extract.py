@@ -18,6 +18,7 @@ from efae_jax import data
 from efae_jax.api import Model
 from efae_jax.checkpoint import differences
 from efae_jax.data.latents import FORMATS, SUMMARY, shard_path, shard_range, write_shard
+from efae_jax.data.left_out import account
 from efae_jax.data.splits import Source, Subset
 from efae_jax.data.transforms import Transform
 from efae_jax.errors import RunError, UserError
@@ -25,10 +26,12 @@ from efae_jax.logs import say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.streaming import ChannelStatistics
 from efae_jax.models.build import compute_dtype
+from efae_jax.paths import printable
 from efae_jax.sharding import batch_sharding, fitting_devices, make_mesh, replicated
 
 FRACTIONS = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 SETTINGS = "settings.json"
+TEXT_LABELS = "labels that are texts without a number (kept as label_text, numbered 0)"
 SHARD_IMAGES = 4096  # at most, unless the number of shards is given
 
 
@@ -145,7 +148,8 @@ class Extractor:
         shards = range(self.settings.shards)
         if missing := [i for i in shards if not self._is_complete(i)]:
             raise RunError(f"{self.out} lacks {len(missing)} of {len(shards)} shards")
-        total, counts, unreadable = ChannelStatistics(self.shape[-1]), [], []
+        total, counts, texts = ChannelStatistics(self.shape[-1]), [], 0
+        unreadable: dict[str, str] = {}
         for number in shards:
             with np.load(self._statistics_path(number), allow_pickle=False) as arrays:
                 if "indices" not in arrays:
@@ -155,16 +159,30 @@ class Extractor:
                     )
                 total.merge(ChannelStatistics.from_arrays(arrays))
                 counts.append(len(arrays["indices"]))
-                unreadable += arrays["unreadable"].tolist()
+                names = arrays["unreadable"].tolist()
+                reasons = arrays["reasons"].tolist() if "reasons" in arrays else len(names) * [""]
+                unreadable |= dict(zip(names, reasons, strict=True))
+                texts += int(arrays["texts"]) if "texts" in arrays else 0
         if not total.count:
-            raise RunError(f"none of the {len(self.source)} images could be read")
+            raise RunError(
+                f"none of the {len(self.source)} images could be read; the first: "
+                + "; ".join(f"{printable(n)} ({why})" for n, why in [*unreadable.items()][:3])
+            )
+        found = account(self.source, unreadable)
+        if texts:
+            found["left_out"][TEXT_LABELS] = {
+                "count": texts,
+                "example": "a table (classes.txt beside the data) would number them",
+            }
         quantiles, pooled = total.quantiles(FRACTIONS), total.pooled_quantiles(FRACTIONS)
         names = [str(fraction) for fraction in FRACTIONS]
         summary = {
             **self.record,
             "shards": counts,
             "images": sum(counts),
-            "unreadable": unreadable,
+            "unreadable": [*map(printable, unreadable)],
+            "read": found,
+            "classes": list(self.source.class_names),
             "mean": total.mean.tolist(),
             "std": total.std.tolist(),
             "quantiles": dict(zip(names, quantiles.tolist(), strict=True)),
@@ -186,32 +204,44 @@ class Extractor:
 
     def _write(self, number: int, ticks: Iterator[int]) -> None:
         """One shard. Its statistics get their name first: the shard's says it is complete."""
-        statistics, unreadable = ChannelStatistics(self.shape[-1]), []
+        statistics = ChannelStatistics(self.shape[-1])
+        unreadable: dict[str, str] = {}
         indices: list[int] = []
+        texts = 0
 
         def records() -> Iterator[dict[str, Any]]:
-            for batch, z in self._encoded(number):
+            nonlocal texts
+            for batch, z in self._encoded(number, unreadable):
                 next(ticks)
-                unreadable.extend(self.source.name(i) for i in batch["index"][batch["bad"]])
                 for row in np.flatnonzero(batch["mask"]):
                     index = int(batch["index"][row])
                     if not np.isfinite(z[row]).all():
-                        raise RunError(f"the latent of {self.source.name(index)} is not finite")
+                        name = printable(self.source.name(index))
+                        raise RunError(f"the latent of {name} is not finite")
                     label, key = int(batch["label"][row]), self.source.key(index)
                     indices.append(index)
-                    yield {"latent": z[row], "label": label, "key": key, "index": index}
+                    record = {"latent": z[row], "label": label, "key": key, "index": index}
+                    if text := batch["label_text"][row].decode("utf-8", "ignore"):
+                        record["label_text"] = text
+                        texts += 1
+                    yield record
                 statistics.add(z[batch["mask"]])
-            self._write_statistics(number, statistics, indices, unreadable)
+            self._write_statistics(number, statistics, indices, unreadable, texts)
 
         path = shard_path(self.out, number, self.settings.shards, self.settings.format)
         write_shard(path, records(), self.settings.format)
 
-    def _encoded(self, number: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """(batch, latents) of a shard's images; a batch is encoded while another is written."""
+    def _encoded(
+        self, number: int, unreadable: dict[str, str]
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """(batch, latents) of a shard's images; a batch is encoded while another is written.
+
+        What cannot be read is added to `unreadable`: name -> why.
+        """
         indices = self._range(number)
         batches = data.eval_batches(
             Subset(self.source, indices),
-            self.transform,
+            self.transform.with_label_text(),
             batch_size=self.batch_size,
             max_bad=self.max_bad,
         )
@@ -229,6 +259,7 @@ class Extractor:
             for pair in ahead:
                 yield _fetched(pair)
         finally:
+            unreadable |= batches.bad.by_name()
             batches.close()
 
     @functools.cached_property
@@ -269,7 +300,8 @@ class Extractor:
         number: int,
         statistics: ChannelStatistics,
         indices: list[int],
-        unreadable: list[str],
+        unreadable: dict[str, str],
+        texts: int,
     ) -> None:
         path = self._statistics_path(number)
         temporary = path.with_name(f".{path.name}.partial")
@@ -277,7 +309,9 @@ class Extractor:
             np.savez_compressed(
                 file,
                 indices=np.array(indices, np.int64),
-                unreadable=np.array(unreadable, str),
+                unreadable=np.array([*unreadable], str),
+                reasons=np.array([*unreadable.values()], str),
+                texts=texts,
                 **statistics.arrays(),
             )
         temporary.replace(path)

@@ -1,18 +1,22 @@
 """ArrayRecord files of images.
 
 A record is a msgpack map: 'image', the bytes of an image file (any format that Pillow reads) or
-of an .npy file with a uint8 array [H, W, C]; 'label', an integer (0 if missing). Other keys are
-ignored.
+of an .npy file with a uint8 array [H, W, C]; 'label', a number, or a text that the table of class
+names beside the files numbers (0 if missing). Other keys are ignored. Records of other programs
+are read as well: the bytes of an image file alone, and TensorFlow's `tf.train.Example` with an
+image under one of `IMAGE_KEYS`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -20,11 +24,19 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from efae_jax.data.splits import files_of, hold_out
+from efae_jax.data import labels
+from efae_jax.data.bad_image import BadImageError
+from efae_jax.data.labels import Table
+from efae_jax.data.left_out import LeftOut
+from efae_jax.data.splits import Source, files_of, hold_out, with_absent
 from efae_jax.errors import UserError
 from efae_jax.paths import is_remote
 
 _NPY = b"\x93NUMPY"
+_PNG = b"\x89PNG\r\n\x1a\n"  # its first byte begins a map in msgpack, too
+IMAGE_KEYS = ("image", "image/encoded", "image_raw", "encoded", "jpg", "jpeg", "png", "webp")
+LABEL_KEYS = ("label", "image/class/label", "cls", "class")
+CLASSES = "classes"  # under this name the JSON beside a cache keeps the table
 # What np.save writes of an array of numbers in C order.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<|][a-z]\d+)', 'fortran_order': False, "
@@ -34,15 +46,19 @@ _HEADER = re.compile(
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
-    """A record as a msgpack map, its arrays as the bytes of .npy files."""
+    """A record as a msgpack map, its arrays as the bytes of .npy files.
+
+    Texts may hold bytes that are no UTF-8, as names of files do, as Python's surrogate escapes.
+    """
     return msgpack.packb(
-        {k: _npy(v) if isinstance(v, np.ndarray) else v for k, v in record.items()}
+        {k: _npy(v) if isinstance(v, np.ndarray) else v for k, v in record.items()},
+        unicode_errors="surrogateescape",
     )
 
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The record that `pack` was given."""
-    record = msgpack.unpackb(data)
+    record = msgpack.unpackb(data, unicode_errors="surrogateescape")
     return {
         k: _from_npy(v) if isinstance(v, bytes) and v.startswith(_NPY) else v
         for k, v in record.items()
@@ -94,15 +110,68 @@ def write_array_record(path: str, records: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def read_image(data: bytes) -> dict[str, Any]:
+    """{"image", "label"} of a record of any of the forms above.
+
+    Raises:
+      BadImageError: a record of another form, or without an image.
+    """
+    if data.startswith(_PNG) or not data:
+        return {"image": data, "label": None}
+    first = data[0]
+    if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+        try:
+            record = unpack(data)
+        except (ValueError, msgpack.exceptions.UnpackException) as error:
+            raise BadImageError(f"a record that is no msgpack map: {error}") from error
+        return _picked(record, "msgpack map")
+    if data[:1] == b"\n" and (record := _tf_example(data)) is not None:
+        return _picked(record, "tf.train.Example")
+    return {"image": data, "label": None}  # whether it is an image, Pillow says
+
+
+def _picked(record: Mapping[str, Any], form: str) -> dict[str, Any]:
+    image = next((record[key] for key in IMAGE_KEYS if record.get(key) is not None), None)
+    if image is None:
+        names = ", ".join(map(str, [*record][:8]))
+        raise BadImageError(
+            f"a record without an image: a {form} with {names or 'nothing'}; looked for "
+            f"{', '.join(IMAGE_KEYS)}"
+        )
+    label = next((record[key] for key in LABEL_KEYS if record.get(key) is not None), None)
+    return {"image": image, "label": label}
+
+
+def _tf_example(data: bytes) -> dict[str, Any] | None:
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2  # which needs no TensorFlow
+
+    try:
+        features = tf_example_pb2.Example.FromString(data).features.feature
+    except DecodeError:
+        return None
+    found = {}
+    for name, feature in features.items():
+        if kind := feature.WhichOneof("kind"):
+            values = list(getattr(feature, kind).value)
+            found[name] = values[0] if len(values) == 1 else values
+    return found or None
+
+
 class ArrayRecords:
-    """The records of several files, one file after the other."""
+    """The records of several files, one file after the other.
 
-    num_classes = 0
+    Args:
+      files: in order.
+      table: of the class names; what lies beside the files unless given.
+    """
 
-    def __init__(self, files: list[str]):
+    def __init__(self, files: list[str], table: Table | None = None):
         for file in files:
             _check(file)
         self.files = files
+        self.left_out = LeftOut()
+        self.table = _table(files[0]) if table is None else table
         self._readers = [ArrayRecordDataSource([file]) for file in files]
         self._ends = list(accumulate(len(reader) for reader in self._readers))
 
@@ -115,8 +184,18 @@ class ArrayRecords:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, position = self._locate(index)
-        record = unpack(self._readers[file][position])
-        return {"image": record["image"], "label": record.get("label", 0)}
+        record = read_image(self._readers[file][position])
+        return {"image": record["image"], **self.table.record(labels.parse(record["label"]))}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels, by number; empty where nothing beside the files names them."""
+        return self.table.names
+
+    @property
+    def num_classes(self) -> int:
+        """As many as there are names; 0 where the source does not tell."""
+        return len(self.table.names)
 
     def key(self, index: int) -> str:
         file, position = self._locate(index)
@@ -145,10 +224,35 @@ def _check(file: str) -> None:
         raise UserError(f"data.path: {file!r} is empty, damaged or no ArrayRecord file")
 
 
-def open_array_records(config: Any, split: str):
+def _table(file: str) -> Table:
+    """The class names that `cache` keeps in SPLIT.json beside its shards, or those of another
+    table beside the file (`labels.read_table`)."""
+    path = Path(file)
+    cached = path.with_name(re.sub(r"-\d+-of-\d+$", "", path.stem) + ".json")
+    if cached.stem != path.stem and cached.exists():
+        try:
+            names = json.loads(cached.read_text(encoding="utf-8")).get(CLASSES, [])
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{cached}: the description of a cache, damaged ({error}); write the cache again"
+            ) from error
+        if names:
+            return Table(names)
+    return labels.read_table(path.parent) or Table()
+
+
+def has_splits(config: Any) -> bool:
+    """Whether the path names the splits apart."""
+    return "{split}" in config.path
+
+
+def open_array_records(config: Any, split: str) -> Source:
     """The files data.path for a split; '{split}' in it stands for the split's name."""
-    if "{split}" in config.path:
-        name = config.train_split if split == "train" else config.test_split
-        return ArrayRecords(files_of(config.path.replace("{split}", name), "ArrayRecord file"))
-    source = ArrayRecords(files_of(config.path, "ArrayRecord file"))
-    return hold_out(source, split, config.test_fraction)
+    if not has_splits(config):
+        return hold_out(_opened(config.path), split, config.test_fraction)
+    name = config.train_split if split == "train" else config.test_split
+    return _opened(config.path.replace("{split}", name))
+
+
+def _opened(path: str) -> ArrayRecords:
+    return with_absent(ArrayRecords(files_of(path, "ArrayRecord file")), path)

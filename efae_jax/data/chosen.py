@@ -5,10 +5,19 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from efae_jax.data.folder import EXTENSIONS, Folder, class_of, image_files, is_folder, make_folder
-from efae_jax.data.sources import SOURCES, make_source
-from efae_jax.data.splits import Source
+from efae_jax.data.folder import (
+    Folder,
+    class_of,
+    image_files,
+    is_folder,
+    make_folder,
+    no_image,
+)
+from efae_jax.data.left_out import LeftOut
+from efae_jax.data.sources import SOURCES, has_splits, make_source
+from efae_jax.data.splits import ALL, Source
 from efae_jax.errors import UserError
+from efae_jax.paths import printable, user_path
 
 
 class Chosen(NamedTuple):
@@ -31,7 +40,9 @@ def choose_images(
     *,
     data_dir: str | None = None,
     split: str | None = None,
+    test_fraction: float | None = None,
     size: int | None = None,
+    max_pixels: int | None = None,
     default_split: str = "train",
 ) -> Chosen:
     """Opens the images that are given, or the config's.
@@ -39,45 +50,82 @@ def choose_images(
     Args:
       config: `config.data`, for what is not given.
       data: a folder, for every image in it, at any depth; or SOURCE:PATH, as `config.data.source`
-        and `config.data.path` name a split of a data set ("glyphs" has no path).
+        and `config.data.path` name a data set ("glyphs" has no path).
       data_dir: as `config.data.data_dir`.
-      split: "train" or "test"; `default_split` unless given.
+      split: "train", "test" or "all". Unless given: of data without splits of their own, all; of
+        others and of the config's, `default_split`.
+      test_fraction: as `config.data.test_fraction`, where some images are held out.
       size: of the square that they are resized (shorter side) and cropped to (centre).
+      max_pixels: as `config.data.max_pixels`.
 
     Raises:
       UserError: for what is not there or does not fit.
     """
     config = config.copy_and_resolve_references()
-    source, _, path = (data or "").partition(":")
-    if data == "" or (source == "glyphs" and path):
+    if data is not None:
+        source, path = named(data)
+        whole = source == FOLDER and not data.startswith(f"{FOLDER}:")
+        if whole and (
+            split not in (None, ALL) or data_dir is not None or test_fraction is not None
+        ):
+            raise UserError(
+                f"--data {printable(data)} takes every image of a folder; --split, "
+                "--test-fraction and --data-dir belong to --data SOURCE:PATH, SOURCE one of "
+                f"{', '.join(SOURCES)}"
+            )
+    else:
+        whole = False
+    with config.unlocked():
+        if data is not None:
+            config.source, config.path = source, path
+        for name, value in (
+            ("data_dir", data_dir),
+            ("test_fraction", test_fraction),
+            ("max_pixels", max_pixels),
+        ):
+            if value is not None:
+                config[name] = value
+        if size is not None:
+            config.size, config.pad = (size, size), 0
+    if whole:
+        split, found = "", _whole_folder(str(data))
+    else:
+        try:
+            if split is None:
+                split = ALL if data is not None and not has_splits(config) else default_split
+            if test_fraction is not None and (split == ALL or has_splits(config)):
+                raise UserError(
+                    f"--test-fraction {test_fraction:g}: nothing is held out of split {split!r} of "
+                    f"{config.source}:{config.path}; give it with --split train or test, for data "
+                    "without splits of their own"
+                )
+            found = make_source(config, split)
+        except UserError as error:
+            if data is not None:
+                raise
+            raise UserError(f"{error}; --data FOLDER or --data SOURCE:PATH names others") from error
+    where = {"source": config.source, "path": printable(config.path), "split": split}
+    return Chosen(found, config, {**where, **describe(found)})
+
+
+FOLDER = "folder"
+
+
+def named(data: str) -> tuple[str, str]:
+    """(source, path) of what a user names: a folder, or SOURCE:PATH.
+
+    Raises:
+      UserError: for nothing, and for glyphs with a path.
+    """
+    source, _, path = data.partition(":")
+    if not data or (source == "glyphs" and path):
         raise UserError(
             f"--data {data!r}: give a folder (./glyphs, should it be called so), SOURCE:PATH, or "
             "glyphs, which has no path"
         )
-    whole = data is not None and (source not in SOURCES or not (path or source == "glyphs"))
-    if whole and (split is not None or data_dir is not None):
-        raise UserError(
-            f"--data {data} takes every image of a folder; --split and --data-dir belong to "
-            f"--data SOURCE:PATH, SOURCE one of {', '.join(SOURCES)}"
-        )
-    with config.unlocked():
-        if whole:
-            config.source, config.path = "folder", str(data)
-        elif data is not None:
-            config.source, config.path = source, path
-        if data_dir is not None:
-            config.data_dir = data_dir
-        if size is not None:
-            config.size, config.pad = (size, size), 0
-    split = "" if whole else split or default_split
-    try:
-        found = _whole_folder(str(data)) if whole else make_source(config, split)
-    except UserError as error:
-        if data is not None:
-            raise
-        raise UserError(f"{error}; --data FOLDER or --data SOURCE:PATH names others") from error
-    where = {"source": config.source, "path": config.path, "split": split}
-    return Chosen(found, config, {**where, **describe(found)})
+    if source in SOURCES and (path or source == "glyphs"):
+        return source, user_path(path)
+    return FOLDER, user_path(data)
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -88,13 +136,15 @@ def describe(source: Source) -> dict[str, Any]:
     return {"images": len(source), "keys": keys.hexdigest()}
 
 
-def _whole_folder(root: str) -> Folder:
+def _whole_folder(data: str) -> Folder:
+    root = user_path(data)
     if not is_folder(root):
         raise UserError(
-            f"--data {root}: no such folder, nor SOURCE:PATH with SOURCE one of "
+            f"--data {printable(data)}: no such folder, nor SOURCE:PATH with SOURCE one of "
             f"{', '.join(SOURCES)}"
         )
-    files = image_files(root)
+    left_out = LeftOut()
+    files = image_files(root, left_out)
     if not files:
-        raise UserError(f"--data {root}: no image there; allowed: {' '.join(EXTENSIONS)}")
-    return make_folder(root, files, sorted({class_of(file) for file in files}))
+        raise UserError(f"--data: {no_image(root, left_out)}")
+    return make_folder(root, files, sorted({class_of(file) for file in files}), left_out)

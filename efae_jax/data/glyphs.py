@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from efae_jax.data.glyph_shapes import GLYPHS
 from efae_jax.data.glyph_strokes import Colour, Stroke, draw_with_stroke
+from efae_jax.data.left_out import LeftOut
 from efae_jax.errors import UserError
 
 KINDS = tuple(GLYPHS)
@@ -230,6 +231,7 @@ class Glyphs:
     num_classes = len(KINDS)
 
     def __init__(self, split: str, num_examples: int, size: tuple[int, int]):
+        self.left_out = LeftOut()
         self.offset = TEST_OFFSET if split == "test" else 0
         self.num_examples = num_examples
         self.size = size

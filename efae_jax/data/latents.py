@@ -2,6 +2,7 @@
 
     latents = Latents("latents/")
     latents[0]  # {"latent": float32 [h, w, C], "label": 3, "key": "cats/1.png", "index": 0}
+    latents.class_names[3]  # "cats"; a record whose label is a text without a number has "label_text"
 
 ArrayRecord shards hold one msgpack map a record, with these entries, the latent as the bytes of
 an .npy file. An npz shard holds the arrays latents [N,h,w,C], labels, keys and indices.
@@ -56,8 +57,11 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]], form: str) -> int
 def _write_npz(path: Path, records: Iterable[dict[str, Any]]) -> int:
     kept = list(records)
     with path.open("wb") as file:
+        # Only where labels are texts.
+        texts = [r.get("label_text", "") for r in kept]
         np.savez(
             file,
+            **({"label_texts": np.array(texts, str)} if any(texts) else {}),
             latents=np.stack([r["latent"] for r in kept]) if kept else np.zeros(0, np.float32),
             labels=np.array([r["label"] for r in kept], np.int64),
             keys=np.array([r["key"] for r in kept], str),
@@ -73,7 +77,9 @@ class Latents:
       folder: that `encode` has completed.
 
     Attributes:
-      summary: what `latents.json` says: mean, std, quantiles, shape, the model's identity.
+      summary: what `latents.json` says: mean, std, quantiles, shape, the model's identity, what
+        was read and what was left out.
+      class_names: of the labels, by number; empty where the data have none.
 
     Raises:
       UserError: when it is not complete.
@@ -87,6 +93,7 @@ class Latents:
             raise UserError(
                 f"{folder} holds no {SUMMARY}: no latents, or not all of them yet"
             ) from error
+        self.class_names = tuple(self.summary.get("classes", ()))
         self._form, shards = self.summary["format"], self.summary["shards"]
         self._files = [
             shard_path(folder, i, len(shards), self._form) for i, n in enumerate(shards) if n
@@ -109,7 +116,9 @@ class Latents:
             names = {"latent": "latents", "label": "labels", "key": "keys", "index": "indices"}
             arrays = self._arrays(file)
             values = {name: arrays[theirs][position] for name, theirs in names.items()}
-            return {k: v if k == "latent" else v.item() for k, v in values.items()}
+            found = {k: v if k == "latent" else v.item() for k, v in values.items()}
+            text = arrays["label_texts"][position].item() if "label_texts" in arrays else ""
+            return found | ({"label_text": text} if text else {})
         return unpack(self._reader(file)[position])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (a reader lives as long as its program)

@@ -28,7 +28,8 @@ from jaxtyping import Float
 
 from efae_jax.data.array_records import unpack
 from efae_jax.data.latents import Latents
-from efae_jax.data.splits import Subset, hold_out
+from efae_jax.data.left_out import LeftOut
+from efae_jax.data.splits import Source, hold_out
 from efae_jax.errors import UserError
 
 SUMMARY, ARRAYS = "pairs.json", "pairs.npz"
@@ -112,10 +113,12 @@ class Pairs:
     """
 
     num_classes = 0
+    class_names = ()
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder, self.summary = Path(folder), read_summary(folder)
         self._latents = Latents(folder)
+        self.left_out = LeftOut()
         self._embeddings = Embeddings(self.folder, self.summary["embeddings"])
         try:
             found = np.load(self.folder / ARRAYS, allow_pickle=False)
@@ -200,7 +203,7 @@ class NamingReader(PairReader):
         return {**super().blank(), "names": np.zeros((MOST_CAPTIONS, 2), np.uint32)}
 
 
-def open_pairs(config: Any, split: str) -> Subset:
+def open_pairs(config: Any, split: str) -> Source:
     """The folder data.path for a split; what is held out was decided when it was made."""
     pairs = Pairs(config.path)
     return hold_out(pairs, split, pairs.summary["test_fraction"])

@@ -21,8 +21,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from efae_jax.data.bad_image import reason_of
 from efae_jax.data.splits import Source
 from efae_jax.errors import RunError, UserError
+from efae_jax.paths import printable
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -91,10 +93,14 @@ def eval_batches(
 
 
 class Batches:
-    """An iterator over batches whose threads and processes end when it is closed or dropped."""
+    """An iterator over batches whose threads and processes end when it is closed or dropped.
 
-    def __init__(self, generator: Generator[Batch]):
-        self._generator = generator
+    Attributes:
+      bad: the records that could not be read so far, and why.
+    """
+
+    def __init__(self, generator: Generator[Batch], bad: BadRecords):
+        self._generator, self.bad = generator, bad
         # At exit, too: before Python takes apart what closing needs.
         self.close = weakref.finalize(self, generator.close)
 
@@ -118,14 +124,18 @@ class BadRecords:
         if index in self.reasons:
             return
         self.reasons[index] = reason
-        log.warning("data: skipped %s: %s", self.source.name(index), reason)
+        log.warning("data: skipped %s: %s", printable(self.source.name(index)), reason)
         if len(self.reasons) > self.limit:
             last = list(self.reasons.items())[-3:]
             raise RunError(
                 f"data: {len(self.reasons)} unreadable images are more than data.max_bad="
                 f"{self.limit}; the last: "
-                + "; ".join(f"{self.source.name(i)} ({why})" for i, why in last)
+                + "; ".join(f"{printable(self.source.name(i))} ({why})" for i, why in last)
             )
+
+    def by_name(self) -> dict[str, str]:
+        """{name: why}."""
+        return {self.source.name(i): why for i, why in self.reasons.items()}
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,7 @@ class _Examples:
         try:
             return self.reader.example(self.source[index], random), ""
         except Exception as error:  # decoders meet damage with errors of every kind
-            return None, f"{type(error).__name__}: {error}".split("\n")[0]
+            return None, reason_of(error)
 
     def _example(self, index: int, found: Batch | None, reason: str) -> Batch:
         return {
@@ -283,7 +293,8 @@ def _batches(examples: _Examples, num_threads: int, num_workers: int, max_bad: i
     if num_workers and not flags.FLAGS.is_parsed():  # grain's workers read some of its flags
         flags.FLAGS.mark_as_parsed()
     found = _restarted(read_from, RESTARTS if num_workers else 0)
-    return Batches(_checked(found, examples, BadRecords(examples.source, max_bad)))
+    bad = BadRecords(examples.source, max_bad)
+    return Batches(_checked(found, examples, bad), bad)
 
 
 def _restarted(
@@ -338,7 +349,8 @@ def _checked(
                 bad.add(index, reason)
                 if training and lost[row]:
                     raise RunError(
-                        f"data: no readable image from {examples.source.name(index)} on ({reason})"
+                        "data: no readable image from "
+                        f"{printable(examples.source.name(index))} on ({reason})"
                     )
             if not training:
                 batch["mask"] = (batch["index"] >= 0) & ~batch["bad"]

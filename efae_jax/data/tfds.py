@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from efae_jax.data import labels
+from efae_jax.data.labels import Table
+from efae_jax.data.left_out import LeftOut
 from efae_jax.errors import UserError
+from efae_jax.paths import user_path
 
 
 class TFDS:
@@ -29,12 +32,17 @@ class TFDS:
         builder = _builder(tfds, self.dataset, self.data_dir)
         features = builder.info.features
         images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-        labels = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
+        classes = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
         if not images:
             raise UserError(f"data.path: {self.dataset!r} has no image; it has {list(features)}")
         self._image = "image" if "image" in images else images[0]
-        self._label = ("label" if "label" in labels else labels[0]) if labels else None
-        self.num_classes = features[self._label].num_classes if labels else 0
+        others = [k for k in ("label", "labels", "class") if k in features]
+        self._label = next((k for k in ("label", *classes, *others) if k in features), None)
+        named = classes and self._label in classes
+        self.num_classes = features[self._label].num_classes if named else 0
+        # Numbers are what is stored; names say what they mean.
+        self.class_names = tuple(features[self._label].names) if named else ()
+        self.left_out = LeftOut()
         try:
             self._records = builder.as_data_source(
                 split=self.split, decoders={self._image: tfds.decode.SkipDecoding()}
@@ -57,10 +65,8 @@ class TFDS:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
-        return {
-            "image": record[self._image],
-            "label": int(record[self._label]) if self._label else 0,
-        }
+        label = labels.parse(record[self._label] if self._label else None)
+        return {"image": record[self._image], **Table(self.class_names).record(label)}
 
     def key(self, index: int) -> str:
         return str(index)
@@ -70,7 +76,7 @@ class TFDS:
 
 
 def _builder(tfds: Any, name: str, data_dir: str):
-    where = os.path.expanduser(data_dir) if data_dir else None
+    where = user_path(data_dir) if data_dir else None
     arguments = f"{name!r}, {f'data_dir={where!r}, ' if where else ''}file_format='array_record'"
     try:
         builder = tfds.builder(name, data_dir=where, file_format="array_record")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
@@ -14,12 +16,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from efae_jax.data.bad_image import BadImageError
+from efae_jax.data.image_types import formats
+from efae_jax.data.pixel_values import is_deep, to_eight_bits
 from efae_jax.errors import UserError
 
 CROPS = ("random", "center", "mixed", "zoom")
 ZOOM = (0.5, 1.0)  # least and largest share of the shorter side
-# Only these: Pillow would hand some other formats to outside programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
+MAX_PIXELS = 80_000_000  # of an image that is decoded, unless told otherwise
+_TEXT = "S512"  # bytes of a label that is text
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {  # what to do to an image of that EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,10 +36,6 @@ _UPRIGHT = {  # what to do to an image of that EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImageError(Exception):
-    """An image that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Transform:
     crop: str = "center"
     flip: bool = False
     pad: int = 0
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if len(self.size) != 2 or min(self.size) < 1:
@@ -80,11 +82,12 @@ class Transform:
         place, mirror = (random.random(), 0.5), random.random() < 0.5
         if self.crop == "center":
             place = (0.5, 0.5)
-        img = _open(image)
-        if img.width * img.height > self.max_pixels:
-            raise BadImageError(
-                f"{img.width}x{img.height} pixels are more than data.max_pixels={self.max_pixels}"
-            )
+        with _pillow_limit(self.max_pixels):
+            return self._cropped(_open(image, self.max_pixels), random, place, mirror)
+
+    def _cropped(
+        self, img: Image.Image, random: Random, place: tuple[float, float], mirror: bool
+    ) -> UInt8[np.ndarray, "H W C"]:
         inner = (self.size[0] - 2 * self.pad, self.size[1] - 2 * self.pad)
         native = self.crop == "mixed" and random.random() < 0.5
         if native and img.height >= max(inner) and img.width >= max(inner):  # upright or not
@@ -106,29 +109,48 @@ class Transform:
         """A source's record as {"image": uint8 [H, W, C], "label": int32}."""
         return {"image": self(record["image"], random), "label": np.int32(record["label"])}
 
+    def with_label_text(self) -> Transform:
+        """The same, whose examples have "label_text", too (`LabelledTransform`)."""
+        return LabelledTransform(**{f.name: getattr(self, f.name) for f in fields(self)})
+
     def blank(self) -> dict[str, np.ndarray]:
         """A black image with label 0."""
         return {"image": np.zeros((*self.size, self.channels), np.uint8), "label": np.int32(0)}
 
 
+@dataclass(frozen=True)
+class LabelledTransform(Transform):
+    """`Transform` that keeps what a label says where it is no number, in UTF-8, as "label_text"."""
+
+    def example(self, record: dict[str, Any], random: Random) -> dict[str, np.ndarray]:
+        text = record.get("label_text", "").encode("utf-8", "replace")
+        return {**super().example(record, random), "label_text": np.array(text, _TEXT)}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        return {**super().blank(), "label_text": np.array(b"", _TEXT)}
+
+
 def read_picture(
-    image: bytes, *, channels: int = 3, multiple: int = 1, max_pixels: int = 2**31
+    image: bytes | Image.Image,
+    *,
+    channels: int = 3,
+    multiple: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "H W C"]:
     """An image at its own size, cropped (centre) to sides that are multiples of `multiple`.
 
-    Otherwise as `Transform` reads images: upright, transparency over white. While it reads more
-    than Pillow's own limit allows, that limit, which all threads share, is `max_pixels`.
+    Otherwise as `Transform` reads images: upright, transparency over white.
 
     Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
     """
     with _pillow_limit(max_pixels):
-        img = _open(image)
-        if img.width * img.height > max_pixels:
-            raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
+        img = _open(image, max_pixels)
         img = _decode(img, (img.height, img.width)).convert("L" if channels == 1 else "RGB")
         height, width = (n // multiple * multiple for n in (img.height, img.width))
         if not height or not width:
-            raise BadImageError(f"{img.height}x{img.width} is less than {multiple} pixels a side")
+            raise BadImageError(
+                f"too small: {img.width}x{img.height} pixels; at least {multiple} a side"
+            )
         top, left = (img.height - height) // 2, (img.width - width) // 2
         img = img.crop((left, top, left + width, top + height))
     return np.asarray(img).reshape(height, width, channels)
@@ -136,11 +158,15 @@ def read_picture(
 
 def decode(image: bytes | np.ndarray | Image.Image, target: tuple[int, int]) -> Image.Image:
     """The upright image as 'L' or 'RGB', at such a size that it can be resized to the target."""
-    return _decode(_open(image), target)
+    return _decode(_open(image, MAX_PIXELS), target)
 
 
 def fit(
-    image: bytes | np.ndarray | Image.Image, side: int, *, square: bool, max_pixels: int = 2**31
+    image: bytes | np.ndarray | Image.Image,
+    side: int,
+    *,
+    square: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """The image as 'L' or 'RGB', its shorter side resized to `side` as `Transform` does it.
 
@@ -149,24 +175,10 @@ def fit(
 
     Raises BadImageError, or whatever Pillow raises, if the image cannot be read.
     """
-    img, target = _open(image), (side, side)
-    if img.width * img.height > max_pixels:
-        raise BadImageError(f"{img.width}x{img.height} pixels are more than {max_pixels:,}")
-    img = _decode(img, target)
-    return _resize_and_crop(img, target, 0.5) if square else _resize_whole(img, side)
-
-
-@contextlib.contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    before = Image.MAX_IMAGE_PIXELS
-    if before is None or max_pixels <= before:  # then threads do not meet here
-        yield
-        return
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    target = (side, side)
+    with _pillow_limit(max_pixels):
+        img = _decode(_open(image, max_pixels), target)
+        return _resize_and_crop(img, target, 0.5) if square else _resize_whole(img, side)
 
 
 def make_transform(config: Any, *, train: bool) -> Transform:
@@ -184,7 +196,7 @@ def make_transform(config: Any, *, train: bool) -> Transform:
 def flatten(img: Image.Image) -> Image.Image:
     """An image of any mode as 'L' or 'RGB'; what is transparent becomes white.
 
-    16-bit grey is divided by 257; floats are taken to lie in [0, 1].
+    Grey of more than 8 bits, and floats, by `pixel_values`.
     """
     keyed = img.mode in ("P", "L", "RGB") and "transparency" in img.info
     if keyed or img.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
@@ -196,20 +208,85 @@ def flatten(img: Image.Image) -> Image.Image:
         return img
     if img.mode == "1":
         return img.convert("L")
-    if img.mode.startswith("I") or img.mode == "F":
-        values = np.asarray(img, np.float64) * (255 if img.mode == "F" else 1 / 257)
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    return img.convert("RGB")
+    return to_eight_bits(img) if is_deep(img) else img.convert("RGB")
 
 
-def _open(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+def _open(image: bytes | np.ndarray | Image.Image, max_pixels: int) -> Image.Image:
+    """An image whose pixels are not decoded yet, of no more than so many pixels."""
+    img = _opened(image)
+    if img.width * img.height > max_pixels:
+        raise BadImageError(
+            f"more pixels than data.max_pixels={max_pixels:,} (--max-pixels): "
+            f"{img.width}x{img.height}"
+        )
+    return img
+
+
+def _opened(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise BadImageError(f"an array of {image.dtype}, not uint8")
-        return Image.fromarray(image[..., 0] if image.shape[-1:] == (1,) else image)
-    return Image.open(io.BytesIO(image), formats=_FORMATS)
+        return _of_array(image)
+    if not image:
+        raise BadImageError("empty")
+    with _lifted_limit():  # what is too large here, max_pixels says
+        try:
+            return Image.open(io.BytesIO(image), formats=formats())
+        except ValueError as error:
+            if not image.startswith(_PNG) or "MAX_TEXT" not in str(error):
+                raise
+            # Generators keep whole workflows as text in their images.
+            return Image.open(io.BytesIO(_without_text(image)), formats=("PNG",))
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise BadImageError(f"an array of {array.dtype}, not uint8")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (3,), (4,)):
+        raise BadImageError(f"an array that is not [H, W], [H, W, 1], 3 or 4: {array.shape}")
+    return Image.fromarray(array)
+
+
+def _without_text(png: bytes) -> bytes:
+    """A PNG without its chunks of text, of which Pillow refuses large ones."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(png):
+        (size,) = struct.unpack(">I", png[at : at + 4])
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(png[at : at + 12 + size])
+        at += 12 + size
+    return b"".join(kept)
+
+
+class _Limit:
+    """Pillow's own limit of pixels, which all threads share, and how many have lifted it."""
+
+    lock = threading.Lock()
+    lifted = 0
+    before: int | None = Image.MAX_IMAGE_PIXELS
+
+
+@contextlib.contextmanager
+def _lifted_limit() -> Iterator[None]:
+    with _Limit.lock:
+        if not _Limit.lifted:
+            _Limit.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _Limit.lifted += 1
+    try:
+        yield
+    finally:
+        with _Limit.lock:
+            _Limit.lifted -= 1
+            if not _Limit.lifted:
+                Image.MAX_IMAGE_PIXELS = _Limit.before
+
+
+def _pillow_limit(max_pixels: int) -> contextlib.AbstractContextManager[None]:
+    """Lifts Pillow's limit for an image where max_pixels allows more; else threads do not meet."""
+    limit = _Limit.before if _Limit.lifted else Image.MAX_IMAGE_PIXELS
+    return contextlib.nullcontext() if limit is None or max_pixels <= limit else _lifted_limit()
 
 
 def _decode(img: Image.Image, target: tuple[int, int] | None) -> Image.Image:

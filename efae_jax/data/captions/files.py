@@ -8,9 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from efae_jax.data.captions.texts import clean, record
+from efae_jax.data.image_types import stored
+from efae_jax.data.left_out import LeftOut
 from efae_jax.errors import UserError
+from efae_jax.paths import user_path
 
 log = logging.getLogger(__name__)
+WITHOUT = "images without a caption"
 _LOOKED_FOR = 10  # files, before a folder is taken for the wrong one
 
 
@@ -21,18 +25,21 @@ class CaptionedFiles:
     """
 
     num_classes = 0
+    class_names = ()
 
-    def __init__(self, root: str, files: Sequence[str], texts: Sequence[str]):
+    def __init__(self, root: str, files: Sequence[str], texts: Sequence[str], left_out: LeftOut):
         self.root = root
         self.files = files
         self.texts = texts
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with open(self.name(index), "rb") as file:
-            return record(file.read(), tuple(self.texts[index].split("\n")))
+        name = self.name(index)
+        with open(name, "rb") as file:
+            return record(stored(file.read(), name), tuple(self.texts[index].split("\n")))
 
     def key(self, index: int) -> str:
         return self.files[index]
@@ -49,6 +56,7 @@ def captioned_files(
     Raises:
       UserError: if none is left, or the first ten files are not below `root`.
     """
+    root, left_out = user_path(root), LeftOut()
     files, texts, without = [], [], 0
     for file, captions in images:
         if captions := clean(captions):
@@ -56,6 +64,7 @@ def captioned_files(
             texts.append("\n".join(captions))
         else:
             without += 1
+            left_out.add(WITHOUT, file)
     if not files:
         raise UserError(f"{table}: no image with a caption")
     if without:
@@ -69,4 +78,4 @@ def captioned_files(
             + (f", nor are the next {len(first) - 1} images" if len(first) > 1 else "")
             + "; --images FOLDER says where they are"
         )
-    return CaptionedFiles(root, files, texts)
+    return CaptionedFiles(root, files, texts, left_out)

@@ -6,8 +6,10 @@ import logging
 import os
 from typing import Any
 
+from efae_jax.data.captions.files import WITHOUT
 from efae_jax.data.captions.texts import captions_of_text
 from efae_jax.data.folder import Folder, class_of, image_files
+from efae_jax.data.left_out import LeftOut
 from efae_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ def open_captioned_folder(root: str) -> CaptionedFolder:
     """
     if not os.path.isdir(root):
         raise UserError(f"--data folder:{root}: no such folder")
-    found = image_files(root)
+    left_out = LeftOut()
+    found = image_files(root, left_out)
     beside = {
         folder: set(os.listdir(os.path.join(root, folder)))
         for folder in {os.path.dirname(file) for file in found}
@@ -44,6 +47,8 @@ def open_captioned_folder(root: str) -> CaptionedFolder:
         return any(os.path.splitext(name)[0] + e in beside[folder] for e in EXTENSIONS)
 
     files = [file for file in found if has_captions(file)]
+    without = {*found} - {*files}
+    left_out.add(WITHOUT, min(without, default=""), len(without))
     if not files:
         raise UserError(
             f"--data {root}: {len(found)} images, none with captions; beside dog.jpg belongs "
@@ -56,4 +61,4 @@ def open_captioned_folder(root: str) -> CaptionedFolder:
             len(found) - len(files),
             len(found),
         )
-    return CaptionedFolder(root, files, sorted({class_of(file) for file in files}))
+    return CaptionedFolder(root, files, sorted({class_of(file) for file in files}), left_out)

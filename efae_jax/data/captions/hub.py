@@ -6,8 +6,9 @@ import os
 import re
 from typing import Any
 
+from efae_jax.data.bad_image import BadImageError
 from efae_jax.data.captions.texts import record, strings, usable
-from efae_jax.data.transforms import BadImageError
+from efae_jax.data.left_out import LeftOut
 from efae_jax.errors import UserError
 
 _CAPTIONS = re.compile(r"caption|text|en($|_)", re.IGNORECASE)  # how their columns' names start
@@ -18,9 +19,11 @@ class HubImages:
     """The images and captions of a split, read where `datasets` keeps them on disk."""
 
     num_classes = 0
+    class_names = ()
 
     def __init__(self, name: str, rows: Any, image: str, captions: list[str]):
         self.dataset, self.rows, self.image, self.captions = name, rows, image, captions
+        self.left_out = LeftOut()
 
     def __len__(self) -> int:
         return len(self.rows)

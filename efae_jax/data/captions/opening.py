@@ -9,10 +9,11 @@ from efae_jax.data.captioned_glyphs import CaptionedGlyphs
 from efae_jax.data.captions.coco import open_coco
 from efae_jax.data.captions.folder import open_captioned_folder
 from efae_jax.data.captions.hub import open_hub
-from efae_jax.data.captions.shards import CaptionedShards
+from efae_jax.data.captions.shards import open_captioned_shards
 from efae_jax.data.captions.table import open_table
-from efae_jax.data.splits import SPLITS, Source, Subset, files_of
+from efae_jax.data.splits import SPLITS, Source, first
 from efae_jax.errors import UserError
+from efae_jax.paths import user_path
 
 GLYPHS = "captioned_glyphs"
 FORMS = {
@@ -55,8 +56,8 @@ def open_captioned(
       UserError: for what is unknown, not there or does not fit.
     """
     name, _, path = data.partition(":")
-    if name not in FORMS and os.path.isdir(os.path.expanduser(data)):
-        name, path = "folder", data
+    if name not in FORMS and os.path.isdir(user_path(data)):
+        name, path = "folder", user_path(data)
     if name not in FORMS or bool(path) == (name == GLYPHS):
         raise UserError(_unknown(data, name))
     if images is not None and name not in ("coco", "csv"):
@@ -67,9 +68,9 @@ def open_captioned(
         raise UserError(f"--num-images {num_images}: it must be at least 1")
     if name == GLYPHS:
         return _open_glyphs(split or "train", num_images or _NUM_GLYPHS, size)
-    source = _open(name, os.path.expanduser(path), images, split, max_bad)
+    source = _open(name, user_path(path), images, split, max_bad)
     if num_images is not None and num_images < len(source):
-        return Subset(source, range(num_images))
+        return first(source, num_images)
     return source
 
 
@@ -82,7 +83,7 @@ def _open(name: str, path: str, images: str | None, split: str | None, max_bad: 
         case "folder":
             return open_captioned_folder(path)
         case "webdataset":
-            return CaptionedShards(files_of(path, "tar shard"), max_bad)
+            return open_captioned_shards(path, max_bad)
         case _:
             return open_hub(path, split)
 
