@@ -26,9 +26,11 @@ from pathlib import Path
 from efae_jax.errors import UserError
 from efae_jax.exits import ended_by, leave
 from efae_jax.host_memory import keep_scratch_memory
-from efae_jax.paths import is_remote
+from efae_jax.paths import is_remote, user_path
 
-IMAGES = ("data", "data_dir", "split", "size")  # options of `_add_images`
+SPLIT = ("data_dir", "split", "test_fraction", "max_pixels")  # options of `_add_split`
+IMAGES = ("data", "size", *SPLIT)  # options of `_add_images`
+MAX_PIXELS_HELP = "of an image; larger ones are left out; 80,000,000"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,9 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_compare, stopped="nothing was compared")
 
     c = commands.add_parser("reconstruct", help="what a model makes of images: pictures, figures")
-    c.add_argument("images", nargs="+", type=Path, help="files, or folders at any depth")
+    c.add_argument("images", nargs="+", help="files, folders at any depth, or SOURCE:PATH")
     c.add_argument("--model", required=True, help=model_help)
     c.add_argument("--out", required=True, type=_local, help="a folder")
+    _add_split(c, "all, or test where there are splits, unless given")
     c.add_argument("--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r180, ...")
     c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
     c.add_argument("--size", type=int, help="resize and crop to this square")
@@ -146,8 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser("cache", help="decode and resize images once, for faster training")
     c.add_argument("--data", required=True, help="a folder, or SOURCE:PATH, as config.data's")
     c.add_argument("--data-dir", default="", help="of that source, as config.data.data_dir")
-    c.add_argument("--split", help="train or test; both unless given")
+    c.add_argument("--split", help="train, test or all; train and test apart unless given")
     c.add_argument("--test-fraction", type=float, default=0.02, help="as config.data's; 0.02")
+    c.add_argument("--max-pixels", type=int, default=80_000_000, help=MAX_PIXELS_HELP)
     c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     c.add_argument("--size", type=int, default=256, help="pixels of the shorter side; 256")
     crop_help = "none: the whole image, which random crops need; center: the square"
@@ -222,13 +226,25 @@ def _add_images(command: argparse.ArgumentParser, split: str) -> None:
     """Options that name images: the arguments of `data.chosen.choose_images`."""
     add = command.add_argument
     add("--data", help="a folder: every image in it; or SOURCE:PATH, as config.data.source, .path")
-    add("--data-dir", help="of that source, as config.data.data_dir")
-    add("--split", help=f"of that source: train or test; {split} unless given")
+    _add_split(command, f"of data without splits of their own all, of others {split} unless given")
     add("--size", type=int, help="resize and crop to this square; else config.data.size")
+
+
+def _add_split(command: argparse.ArgumentParser, default: str) -> None:
+    """Options on which of a source's images: arguments of `data.chosen.choose_images`."""
+    add = command.add_argument
+    add("--data-dir", help="of a source, as config.data.data_dir")
+    add("--split", help=f"of a source: train, test or all; {default}")
+    add("--test-fraction", type=float, help="of a source without splits, held out as test")
+    add("--max-pixels", type=int, help=MAX_PIXELS_HELP)
 
 
 def _local(path: str) -> Path:
     """A folder that is made here: only training writes to object storage."""
+    try:
+        path = user_path(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if is_remote(path):
         raise argparse.ArgumentTypeError(f"{path}: give a folder of this machine")
     return Path(path)
@@ -264,7 +280,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _reconstruct(args: argparse.Namespace) -> None:
     from efae_jax.reconstruct import reconstruct
 
-    options = {name: getattr(args, name) for name in ("act", "tile", "size", "dtype")}
+    options = {name: getattr(args, name) for name in ("act", "tile", "size", "dtype", *SPLIT)}
     reconstruct(args.model, args.images, args.out, **options)
 
 
@@ -306,7 +322,7 @@ def _cache(args: argparse.Namespace) -> None:
     from efae_jax.cache import Settings, write_cache
 
     distributed.start(polls=False)
-    names = ("split", "test_fraction", "data_dir", "shards", "threads", "max_bad")
+    names = ("split", "test_fraction", "data_dir", "shards", "threads", "max_bad", "max_pixels")
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     options = {name: getattr(args, name) for name in names}
     write_cache(args.out, args.data, settings=settings, **options)

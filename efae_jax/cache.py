@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 from collections import deque
@@ -15,13 +16,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from efae_jax.data.array_records import write_records
-from efae_jax.data.chosen import describe
+from efae_jax.data.array_records import CLASSES, write_records
+from efae_jax.data.bad_image import reason_of
+from efae_jax.data.chosen import describe, named
 from efae_jax.data.latents import shard_range
+from efae_jax.data.left_out import account, account_lines
 from efae_jax.data.pipeline import BadRecords
-from efae_jax.data.sources import SOURCES, make_source
-from efae_jax.data.splits import SPLITS, Source
-from efae_jax.data.transforms import fit
+from efae_jax.data.sources import make_source
+from efae_jax.data.splits import ALL, SPLITS, EmptySplitError, Source
+from efae_jax.data.transforms import MAX_PIXELS, fit
 from efae_jax.errors import RunError, UserError
 from efae_jax.extract import keep_settings
 from efae_jax.logs import make_output_folder, say, track
@@ -67,21 +70,24 @@ def write_cache(
     shards: int | None = None,
     threads: int | None = None,
     max_bad: int = 100,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, int]:
     """The command: writes the shards that are not there yet and says what they take.
 
     The shards out/SPLIT-00000-of-00010.array_record are read by data.source 'array_record' with
     the data.path 'out/{split}-*.array_record'. Records keep their order, so that training reads
-    the same stream of examples. Each of several processes writes its share of the shards.
+    the same stream of examples. Each of several processes writes its share of the shards. What was
+    read and what was left out, and why, stands in out/SPLIT.read.json.
 
     Args:
       data: a folder, or SOURCE:PATH, as config.data.source and .path.
-      split: "train" or "test"; both unless given.
+      split: "train", "test" or "all" (both in one); both, each in its own shards, unless given.
       settings: of the stored images; their defaults unless given.
       test_fraction, data_dir: as in config.data.
       shards: files of a split; one for every 4096 images unless given.
       threads: that read and decode; one a core, and at least 8, unless given.
       max_bad: unreadable images of a split (a process's) that do not end the run.
+      max_pixels: of an image that is decoded.
 
     Returns:
       {split: the images in its shards}.
@@ -92,20 +98,25 @@ def write_cache(
     """
     settings = settings or Settings()
     _check(settings, split, threads)
-    source, _, path = data.partition(":")
-    if source not in SOURCES or not (path or source == "glyphs"):
-        source, path = "folder", data
+    source, path = named(data)
     config = _config(source, path, test_fraction, data_dir, settings.size, max_bad)
+    config.max_pixels = max_pixels
     out = Path(out)
     make_output_folder(out)
     threads = threads or max(8, len(os.sched_getaffinity(0)))
     found = {}
     for name in SPLITS if split is None else (split,):
-        images = make_source(config, name)
+        try:
+            images = make_source(config, name)
+        except EmptySplitError as error:
+            if split is not None:
+                raise
+            say(f"{name}: nothing to write: {error}")
+            continue
         writer = _Writer(images, out, name, settings, config, shards)
         writer.run(threads, max_bad)
         found[name] = writer.report()
-    pattern = str(out / "{split}-*.array_record")
+    pattern = str(out / ("all-*.array_record" if split == ALL else "{split}-*.array_record"))
     say(f"--config.data.source=array_record --config.data.path='{pattern}'")
     return found
 
@@ -114,7 +125,7 @@ def _check(settings: Settings, split: str | None, threads: int | None) -> None:
     for name, value, allowed in (
         ("format", settings.format, FORMATS),
         ("crop", settings.crop, CROPS),
-        ("split", split, (*SPLITS, None)),
+        ("split", split, (*SPLITS, ALL, None)),
     ):
         if value not in allowed:
             raise UserError(f"--{name} {value}: allowed are {', '.join(filter(None, allowed))}")
@@ -153,6 +164,9 @@ class _Writer:
             raise UserError(f"--shards {shards}: allowed are 1 to the {len(source)} images")
         described = {"source": config.source, "path": config.path, **describe(source)}
         record = {"data": described, **settings._asdict(), "shards": self.shards}
+        if source.class_names:
+            record[CLASSES] = list(source.class_names)
+        self.unreadable: dict[str, str] = {}
         started = any(out.glob(f"{split}-*-of-*.array_record"))
         words = "images", "the same data and options"
         keep_settings(out / f"{split}.json", record, started, *words)
@@ -174,6 +188,7 @@ class _Writer:
             for number, indices in ranges.items():
                 self._write(number, self._records(indices, pool, 4 * threads, ticks, bad))
         next(ticks, None)
+        self.unreadable = bad.by_name()
 
     def _write(self, number: int, records: Iterator[dict[str, Any]]) -> None:
         """The shard gets its name when it is complete."""
@@ -208,7 +223,7 @@ class _Writer:
                 try:
                     record = future.result()
                 except Exception as error:  # decoders meet damage with errors of every kind
-                    bad.add(index, f"{type(error).__name__}: {error}".split("\n")[0])
+                    bad.add(index, reason_of(error))
                 else:
                     yield record
         finally:
@@ -218,17 +233,31 @@ class _Writer:
     def _record(self, index: int) -> dict[str, Any]:
         record = self.source[index]
         image = self.settings.stored(record["image"], self.max_pixels)
-        return {"image": image, "label": int(record["label"]), "key": self.source.key(index)}
+        text = {"label_text": record["label_text"]} if "label_text" in record else {}
+        return {"image": image, "label": record["label"], "key": self.source.key(index), **text}
 
     def report(self) -> int:
-        """Says how many images the shards hold that are there, and what they take."""
+        """Says how many images the shards hold that are there, what they take, and what was left
+        out; the last into SPLIT.read.json as well."""
         from array_record.python.array_record_module import ArrayRecordReader
 
-        files = [path for path in map(self.path, range(self.shards)) if path.exists()]
+        there = [number for number in range(self.shards) if self.path(number).exists()]
+        files = [self.path(number) for number in there]
         count = sum(ArrayRecordReader(str(path)).num_records() for path in files)
         size = sum(path.stat().st_size for path in files)
         say(
             f"{self.split}: {count:,} images in {len(files)} of {self.shards} shards, "
             f"{size / 2**30:.3g} GiB, {size / max(count, 1) / 1024:,.0f} KiB an image"
         )
+        found = account(self.source, self.unreadable, used=count)
+        done = sum(len(shard_range(len(self.source), i, self.shards)) for i in there)
+        if before := done - count - len(self.unreadable):
+            found["left_out"]["unreadable, in an earlier start or another process"] = {
+                "count": before,
+                "example": "see what that said",
+            }
+        for line in account_lines(found):
+            say(f"{self.split}: {line}")
+        if jax.process_index() == 0:
+            (self.out / f"{self.split}.read.json").write_text(json.dumps(found, indent=2) + "\n")
         return count

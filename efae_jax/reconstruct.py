@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,14 +19,20 @@ from einops import rearrange
 import efae_jax
 from efae_jax import groups
 from efae_jax.api import Model, load
-from efae_jax.data.folder import EXTENSIONS, image_files
-from efae_jax.data.transforms import Transform, make_transform, read_picture
+from efae_jax.data.bad_image import reason_of
+from efae_jax.data.chosen import choose_images, named
+from efae_jax.data.folder import Folder, class_of, image_files, no_image
+from efae_jax.data.image_types import extension, is_image, stored
+from efae_jax.data.left_out import LeftOut, account, account_lines
+from efae_jax.data.splits import Joined, Source
+from efae_jax.data.transforms import MAX_PIXELS, Transform, make_transform, read_picture
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, make_output_folder, say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.images import RANGE, WINDOW, ssim
 from efae_jax.models.conv_autoencoder import shrink
 from efae_jax.panels import Panel, draw_panels, picture
+from efae_jax.paths import printable, user_path
 from efae_jax.pictures import LABELS, to_pixels
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,8 @@ def reconstruct(
     tile: int | None = None,
     size: int | None = None,
     dtype: str | None = None,
+    max_pixels: int | None = None,
+    **where: Any,
 ) -> dict[str, Any]:
     """Encodes and decodes images, plainly and through a symmetry; pictures and figures.
 
@@ -55,7 +64,8 @@ def reconstruct(
 
     Args:
       source: of the model, for `efae_jax.load`.
-      paths: image files, or folders of them, at any depth.
+      paths: image files, folders of them, at any depth, or SOURCE:PATH, for
+        `data.chosen.choose_images`.
       out: the folder.
       act: g: an element of the model's group, which acts on the latent as the model says, or
         another symmetry of the square, which acts on positions alone.
@@ -63,6 +73,8 @@ def reconstruct(
       size: images are resized (shorter side) and cropped to this square; else they keep their
         size, but for a border that the factor leaves over. A flow's default is its config's.
       dtype: of the computation; the model's unless given.
+      max_pixels: of an image that is decoded.
+      where: `split`, `test_fraction` and `data_dir` of SOURCE:PATH, for `choose_images`.
 
     Returns:
       what `figures.json` holds.
@@ -71,13 +83,14 @@ def reconstruct(
       UserError: for paths, options or a model that do not fit.
       RunError: when no image could be read.
     """
-    files = _files(paths)
+    _check_paths(paths, where)
     act = {"hv": "r180"}.get(act, act)
     if act is not None and act not in SQUARE.elements:
         raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
     make_output_folder(out)
     model = load(source, dtype=dtype)
-    reader = _Reader(model, size)
+    images = _images(paths, model, where)
+    reader = _Reader(model, size, max_pixels or MAX_PIXELS)
     _check(model, act, tile)
     if act is not None and act not in model.group.elements:
         say(
@@ -86,14 +99,16 @@ def reconstruct(
         )
     rows: dict[str, dict[str, Any]] = {}
     unreadable: dict[str, str] = {}
-    for name, path in track(_names(files).items(), len(files), "reconstructing", " images"):
+    names = _names([images.key(i) for i in range(len(images))])
+    for index in track(range(len(images)), len(images), "reconstructing", " images"):
+        name, path = names[index], printable(images.name(index))
         try:
-            image = reader(path)
+            image = reader(images[index]["image"])
         except UserError:
             raise
         except Exception as error:  # decoders meet damage with errors of every kind
-            unreadable[str(path)] = f"{type(error).__name__}: {error}".split("\n")[0]
-            log.warning("skipped %s: %s", path, unreadable[str(path)])
+            unreadable[path] = reason_of(error)
+            log.warning("skipped %s: %s", path, unreadable[path])
             continue
         try:
             shown = _one(model, image, act, tile)
@@ -104,29 +119,30 @@ def reconstruct(
                 raise
             raise UserError(f"{path}: {_too_large(model, image, tile)}") from error
         _write(out, name, shown, act)
-        rows[name] = {"file": str(path), "size": list(image.shape[:2]), **shown["figures"]}
+        rows[printable(name)] = {"file": path, "size": list(image.shape[:2]), **shown["figures"]}
     if not rows:
         raise RunError(
-            f"none of the {len(files)} images could be read; the first: "
+            f"none of the {len(images)} images could be read; the first: "
             + "; ".join(f"{path} ({why})" for path, why in [*unreadable.items()][:3])
         )
-    names = [k for k in next(iter(rows.values())) if k not in ("file", "size")]
+    figures = [k for k in next(iter(rows.values())) if k not in ("file", "size")]
     record = {
         "model": model.identity,
         "act": act,
         "tile": tile,
         "protocol": "pixels clipped to [-1, 1], range 2; SSIM with an 11-pixel Gaussian window; "
         "g_: decode(rho(g) E(x)) against g x",
-        "mean": {k: float(np.mean([row[k] for row in rows.values()])) for k in names},
+        "mean": {k: float(np.mean([row[k] for row in rows.values()])) for k in figures},
         "images": rows,
         "unreadable": unreadable,
+        "read": account(images, unreadable),
         "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }
     (out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
     console.print(_table(record))
-    if unreadable:
-        say(f"{len(unreadable)} of {len(files)} images could not be read and were skipped")
+    for line in account_lines(record["read"]):
+        say(line)
     say(f"pictures and figures: {out}")
     return record
 
@@ -159,9 +175,9 @@ def act_on_latent(model: Model, g: str, z: Any) -> Any:
 
 
 class _Reader:
-    """Files to uint8[H,W,c] of sides that the model takes."""
+    """Images as sources give them to uint8[H,W,c] of sides that the model takes."""
 
-    def __init__(self, model: Model, size: int | None):
+    def __init__(self, model: Model, size: int | None, max_pixels: int):
         data = model.config.data
         self.channels = data.channels
         self.multiple = (model.factor or 1) * model.upscale
@@ -169,15 +185,18 @@ class _Reader:
         if size is not None:
             if size < 1 or size % self.multiple:
                 raise UserError(f"--size {size} must be a positive multiple of {self.multiple}")
-            self.transform = Transform((size, size), self.channels)
+            self.transform = Transform((size, size), self.channels, max_pixels=max_pixels)
         elif model.is_flow:
-            self.transform = make_transform(data, train=False)
+            whole = make_transform(data, train=False)
+            self.transform = dataclasses.replace(whole, max_pixels=max_pixels)
+        self.max_pixels = max_pixels
 
-    def __call__(self, path: Path) -> np.ndarray:
-        image = path.read_bytes()
+    def __call__(self, image: Any) -> np.ndarray:
         if self.transform is not None:
             return self.transform(image, Random(0))
-        return read_picture(image, channels=self.channels, multiple=self.multiple)
+        return read_picture(
+            image, channels=self.channels, multiple=self.multiple, max_pixels=self.max_pixels
+        )
 
 
 def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
@@ -283,30 +302,78 @@ def _check(model: Model, act: str | None, tile: int | None) -> None:
         raise UserError(f"--tile {tile} must be a positive multiple of {model.factor}")
 
 
-def _files(paths: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """(name, file) for every image; names are relative to the folder that was given."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += [(name, path / name) for name in image_files(str(path))]
-        elif path.exists():
-            found.append((path.name, path))
-        else:
-            raise UserError(f"{path}: no such file or folder")
-    if not found:
+class _Files:
+    """Image files that were named one by one, as a source; each keeps its own name."""
+
+    num_classes, class_names = 0, ()
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths, self.left_out = paths, LeftOut()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        return {"image": stored(path.read_bytes(), path.name), "label": 0}
+
+    def key(self, index: int) -> str:
+        return self.paths[index].name
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+def _is_source(path: str) -> bool:
+    """Whether it is SOURCE:PATH, and no file or folder of that name is there."""
+    return not Path(user_path(path)).exists() and (path == "glyphs" or named(path)[0] != "folder")
+
+
+def _check_paths(paths: Sequence[str | Path], where: Mapping[str, Any]) -> None:
+    """Ends here what can be seen to fail before the model is loaded."""
+    sources = [path for path in map(str, paths) if _is_source(path) or path.startswith("folder:")]
+    given = [f"--{name.replace('_', '-')}" for name, value in where.items() if value is not None]
+    if given and not sources:
         raise UserError(
-            f"no image in {', '.join(map(str, paths))}; allowed: {' '.join(EXTENSIONS)}"
+            f"{', '.join(given)}: files and folders have no splits; give SOURCE:PATH, such as "
+            "webdataset:shards/*.tar"
         )
-    return found
+    for path in map(str, paths):
+        if path not in sources and not Path(user_path(path)).exists():
+            raise UserError(f"{printable(path)}: no such file or folder")
 
 
-def _names(files: list[tuple[str, Path]]) -> dict[str, Path]:
-    """A name to write under for every file: one of its own, without folders."""
-    named: dict[str, Path] = {}
-    for name, path in files:
-        stem = wanted = re.sub(r"[/\\]", "_", name.rsplit(".", 1)[0])
+def _images(paths: Sequence[str | Path], model: Model, where: Mapping[str, Any]) -> Source:
+    """All images that are named, one after the other; at least one."""
+    found: list[Source] = []
+    for path in map(str, paths):
+        local = Path(user_path(path))
+        if _is_source(path) or path.startswith("folder:"):
+            found.append(choose_images(model.config.data, path, **where).source)
+        elif local.is_dir():
+            left_out = LeftOut()
+            files = image_files(str(local), left_out)
+            if not files and len(paths) == 1:
+                raise UserError(no_image(str(local), left_out))
+            found.append(Folder(str(local), files, sorted({*map(class_of, files)}), left_out))
+        else:
+            found.append(_Files([local]))
+    if not sum(map(len, found)):
+        raise UserError(f"no image in {printable(', '.join(map(str, paths)))}")
+    return Joined([source for source in found if len(source)] or found)
+
+
+def _names(keys: Sequence[str]) -> list[str]:
+    """A name to write under for every image: one of its own, without folders."""
+    taken: set[str] = set()
+    names = []
+    for key in keys:
+        ending = extension(key)
+        stem = key[: len(key) - len(ending)] if is_image(key) else key
+        stem = wanted = re.sub(r"[/\\]", "_", stem)
         number = 2
-        while stem in named:
+        while stem in taken:
             stem, number = f"{wanted}-{number}", number + 1
-        named[stem] = path
-    return named
+        taken.add(stem)
+        names.append(stem)
+    return names

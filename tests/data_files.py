@@ -8,6 +8,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from efae_jax.data.left_out import LeftOut
+
 
 def data_config(**changes) -> ml_collections.ConfigDict:
     fields = {
@@ -50,8 +52,10 @@ class Numbers:
     """
 
     num_classes = 7
+    class_names = ()
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()):
+        self.left_out = LeftOut()
         self.count = count
         self.broken = broken
 

@@ -266,10 +266,10 @@ def test_too_many_pixels_are_refused_before_decoding():
             + chunk(b"IEND", b"")
         )
 
-    with pytest.raises(BadImageError, match=r"2000x2000 .* data.max_pixels=1000000"):
+    with pytest.raises(BadImageError, match=r"data.max_pixels=1,000,000 .*2000x2000"):
         rgb(bomb(2000), Transform((8, 8), max_pixels=1_000_000))
-    with pytest.raises(Image.DecompressionBombError):
-        rgb(bomb(20_000), Transform((8, 8), max_pixels=10**12))
+    with pytest.raises(BadImageError, match="20000x20000"):  # more than Pillow's own limit
+        rgb(bomb(20_000), Transform((8, 8), max_pixels=10**8))
     assert rgb(picture(0), Transform((8, 8), max_pixels=120)).shape == (8, 8, 3)
 
 
@@ -278,13 +278,13 @@ def test_damaged_files_raise(form):
     data = encoded(picture(0, 64, 64), form)
     assert rgb(data, Transform((8, 8))).shape == (8, 8, 3)
     for broken in (b"", b"garbage", data[: len(data) // 2]):
-        with pytest.raises((OSError, SyntaxError, ValueError)):
+        with pytest.raises((OSError, SyntaxError, ValueError, BadImageError)):
             rgb(broken, Transform((8, 8)))
 
 
 def test_formats_that_need_other_programs_are_refused():
     data = encoded(picture(0), "EPS")
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(BadImageError, match="PostScript"):
         rgb(data)
 
 

@@ -110,7 +110,7 @@ def test_worker_processes_open_the_storage_anew(tmp_path):
 
 
 def test_requests_are_few(tmp_path, memory, requests, monkeypatch):
-    monkeypatch.setattr("efae_jax.data.tar_shards.REQUEST", 8192)
+    monkeypatch.setattr("efae_jax.data.tar_members.REQUEST", 8192)
     small = [file for i in range(40) for file in sample(i, cls="1")]
     write_tar(tmp_path / "a.tar", [*small, ("big.png", bytes(10**6)), *sample(41, cls="7")])
     url = memory(tmp_path)

@@ -11,6 +11,36 @@ class BadImageError(Exception):
     """An image that cannot be used; the message is "kind: detail", or the kind alone."""
 
 
+_STARTS = {
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull fetches the file)",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPB": "a large Photoshop file",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "gzip",
+}
+
+
+def looks_like(content: bytes) -> str:
+    """What content that is no image begins as, in words."""
+    for start, words in _STARTS.items():
+        if content.startswith(start):
+            return words
+    if content[4:8] == b"ftyp":
+        brand = content[8:12].decode("latin-1")
+        return "HEIF (pillow-heif converts it)" if brand[:2] in ("he", "mi", "ms") else "a video"
+    head = content[:1000].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")) or b"<html" in head:
+        return "a web page"
+    if b"<svg" in head:
+        return "SVG"
+    if not content.strip(b"\0"):
+        return "zeros"
+    return f"it begins with {content[:8]!r}"
+
+
 def reason_of(error: Exception) -> str:
     """One line, "kind: detail", for whatever reading an image raised.
 

@@ -2,7 +2,9 @@
 
     latents = Latents("latents/")
     latents[0]  # {"latent": float32 [h, w, C], "label": 3, "key": "cats/1.png", "index": 0}
-    latents.class_names[3]  # "cats"; a record whose label is a text without a number has "label_text"
+    latents.class_names[3]  # "cats"
+
+A record whose label is a text without a number has it as "label_text".
 
 ArrayRecord shards hold one msgpack map a record, with these entries, the latent as the bytes of
 an .npy file. An npz shard holds the arrays latents [N,h,w,C], labels, keys and indices.

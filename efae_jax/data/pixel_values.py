@@ -2,7 +2,7 @@
 
 | mode | range |
 |---|---|
-| 16 bits | 0 to 65535, or what a TIFF's BitsPerSample (12) or MaxSampleValue says; PPM's is scaled by Pillow |
+| 16 bits | 0 to 65535, or what a TIFF's BitsPerSample (12) or MaxSampleValue says |
 | whole numbers of 32 bits, or signed ones | a TIFF's SMinSampleValue to SMaxSampleValue |
 | floats | the same, else 0 to 1 |
 

@@ -13,6 +13,7 @@ from efae_jax.paths import is_remote
 
 REQUEST = 2**20  # bytes of an object that a request fetches while headers are looked for
 _BLOCK = 512
+_RECORD = 20 * _BLOCK  # what archives are padded to
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"\x28\xb5\x2f\xfd": "unzstd",
@@ -60,7 +61,7 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
     while position < length:
         header = pread(_BLOCK, position)
         if not header.strip(b"\0"):  # an end mark, or padding before another archive
-            position += _BLOCK
+            position = _after_zeros(pread, position + _BLOCK, length)
             continue
         kind, size = _check(header), _number(header[124:136])
         if long_size is not None and kind not in (_PAX, _GNU_LONG_NAME, _GNU_LONG_LINK):
@@ -90,6 +91,16 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
             link = long_link or header[157:257].split(b"\0")[0]
             long_name = long_link = None
             yield from _found(kind, name, link, (start, size), known)
+
+
+def _after_zeros(pread: Callable[[int, int], bytes], position: int, length: int) -> int:
+    """The first block from a position on that is not zeros, or the end."""
+    while position < length:
+        block = pread(min(_RECORD, length - position), position)
+        if rest := block.lstrip(b"\0"):
+            return position + (len(block) - len(rest)) // _BLOCK * _BLOCK
+        position += len(block) or length
+    return length
 
 
 def _found(

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from efae_jax.data.bad_image import BadImageError
+from efae_jax.data.bad_image import BadImageError, looks_like
 from efae_jax.data.image_types import formats
+from efae_jax.data.labels import parse
 from efae_jax.data.pixel_values import is_deep, to_eight_bits
 from efae_jax.errors import UserError
 
@@ -107,10 +108,11 @@ class Transform:
 
     def example(self, record: dict[str, Any], random: Random) -> dict[str, np.ndarray]:
         """A source's record as {"image": uint8 [H, W, C], "label": int32}."""
-        return {"image": self(record["image"], random), "label": np.int32(record["label"])}
+        label = parse(record.get("label")).number  # which never makes an image unreadable
+        return {"image": self(record["image"], random), "label": np.int32(label)}
 
     def with_label_text(self) -> Transform:
-        """The same, whose examples have "label_text", too (`LabelledTransform`)."""
+        """The same, whose examples have "label_text" as well (`LabelledTransform`)."""
         return LabelledTransform(**{f.name: getattr(self, f.name) for f in fields(self)})
 
     def blank(self) -> dict[str, np.ndarray]:
@@ -237,6 +239,8 @@ def _opened(image: bytes | np.ndarray | Image.Image) -> Image.Image:
                 raise
             # Generators keep whole workflows as text in their images.
             return Image.open(io.BytesIO(_without_text(image)), formats=("PNG",))
+        except UnidentifiedImageError as error:
+            raise BadImageError(f"no image that Pillow reads here: {looks_like(image)}") from error
 
 
 def _of_array(array: np.ndarray) -> Image.Image:

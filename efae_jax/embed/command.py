@@ -16,6 +16,7 @@ import efae_jax
 from efae_jax.api import load
 from efae_jax.data.captions import open_captioned
 from efae_jax.data.chosen import describe
+from efae_jax.data.left_out import account_lines
 from efae_jax.data.pairs import ARRAYS, SUMMARY, Embeddings
 from efae_jax.data.splits import Source, is_held_out
 from efae_jax.data.transforms import Transform
@@ -121,6 +122,8 @@ def embed(
         f"{summary['images']:,} latents of {shape} with {summary['captions']:,} captions, "
         f"{summary['held_out']:,} of the images held out: {out}"
     )
+    for line in account_lines(summary["latents"]["read"]):
+        say(line)
     say(f"main.py --config=configs/disentangle.py:VARIANT --config.data.path={out} learns")
     return summary
 

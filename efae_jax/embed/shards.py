@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from efae_jax.data.array_records import write_records
+from efae_jax.data.bad_image import reason_of
 from efae_jax.data.latents import shard_range
 from efae_jax.data.pairs import MOST_CAPTIONS, embeddings_path
 from efae_jax.data.splits import Source
@@ -21,6 +22,7 @@ from efae_jax.embedders import Captioned, ImageEmbedder, TextEmbedder
 from efae_jax.errors import RunError
 from efae_jax.extract import keep_settings
 from efae_jax.logs import say, track
+from efae_jax.paths import printable
 
 log = logging.getLogger(__name__)
 SETTINGS = "embedding-settings.json"
@@ -161,7 +163,7 @@ class EmbeddingShards:
             key = self.source.key(index)
             return Captioned(key, image, record["captions"], record.get("factors"))
         except Exception as error:  # decoders meet damage with errors of every kind
-            return f"{self.source.name(index)}: {type(error).__name__}: {error}".split("\n")[0]
+            return f"{printable(self.source.name(index))}: {reason_of(error)}"
 
     def _range(self, number: int) -> range:
         return shard_range(len(self.source), number, self.shards)
