@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -43,6 +46,17 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def write_tar(
+    path: Any, files: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT
+) -> None:
+    """Writes (name, content) pairs."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 class Numbers:

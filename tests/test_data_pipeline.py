@@ -129,7 +129,9 @@ def test_worker_processes_read_the_same_stream_and_report_damage():
             max_bad=1,
         )
         assert_equal(part, {key: value[start : start + 25] for key, value in expected.items()})
-    with pytest.raises(UserError, match=r"max_bad=0; the last: number 4 \(no image that Pillow reads here"):
+    with pytest.raises(
+        UserError, match=r"max_bad=0; the last: number 4 \(no image that Pillow reads here"
+    ):
         stream(source, 22, num_workers=1)
 
 

@@ -6,9 +6,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from data_files import data_config, encoded, picture
+from data_files import data_config, encoded, picture, write_tar
 from PIL import Image
-from test_data_tar_shards import write_tar
 
 from efae_jax.data import make_source
 from efae_jax.data.left_out import LeftOut

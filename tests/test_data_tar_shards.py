@@ -10,7 +10,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from data_files import data_config, encoded, picture
+from data_files import data_config, encoded, picture, write_tar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,14 +20,6 @@ from efae_jax import logs
 from efae_jax.data import make_source
 from efae_jax.data.tar_members import members, opened
 from efae_jax.errors import UserError
-
-
-def write_tar(path, files, form=tarfile.USTAR_FORMAT):
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def sample(number, **labels):

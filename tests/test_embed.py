@@ -247,7 +247,7 @@ def test_images_that_nothing_looks_at_may_be_damaged_for_the_embeddings(
 def test_what_is_too_large_for_the_encoder_is_not_embedded(tmp_path, monkeypatch):
     """Without a look at Pillow's own limit, which the threads that read share."""
     root = folder_of_images(tmp_path / "images", [(20, 20)] * 2)
-    Image.new("1", (8000, 8000)).save(root / "1.png")
+    Image.new("1", (9000, 9000)).save(root / "1.png")
     for i in range(2):
         (root / f"{i}.txt").write_text("a caption")
     before, limits, original = Image.MAX_IMAGE_PIXELS, set(), Image.open

@@ -100,7 +100,9 @@ def test_the_command_writes_what_the_model_gives(kl, images, tmp_path, capsys, c
     assert summary["model"]["sha256"] == model.identity["sha256"]
     mean = "(" + ", ".join(f"{value:.6g}" for value in summary["mean"]) + ",)"
     assert f"--config.latent.mean='{mean}'" in printed
-    assert "1 images could not be read" in printed
+    assert "used 10 of 11 images" in printed
+    assert "1 unreadable (no image that Pillow reads here), namely" in printed
+    assert summary["read"]["used"] == COUNT - 1
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(model, images, plain, tmp_path,
@@ -250,10 +252,10 @@ def test_mistakes_are_one_line(kl, model, images, tmp_path, capsys):
     assert "--shards 0: allowed are 1 to the 11 images" in error(shards=0)
     assert "multiples of 2; see --size" in error(size=7)
     assert "no such folder" in error_of(encode.make_source, model, str(tmp_path / "none"))
-    assert "no image there" in error_of(encode.make_source, model, str(tmp_path))
+    assert "no image in" in error_of(encode.make_source, model, str(tmp_path))
     command = ["encode", "--model", str(kl), "--data", str(images), "--out", str(tmp_path / "o")]
     assert main([*command, "--split", "train"]) == 2
-    assert "--split and --data-dir belong to --data SOURCE:PATH" in capsys.readouterr().err
+    assert "--test-fraction and --data-dir belong to --data SOURCE:PATH" in capsys.readouterr().err
     assert main([*command[:3], *command[5:]]) == 2
     assert "--data FOLDER or --data SOURCE:PATH names others" in capsys.readouterr().err
     message = error_of(encode.make_source, model, "glyph")

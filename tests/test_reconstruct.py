@@ -8,6 +8,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from data_files import encoded, picture, write_tar
 from PIL import Image
 from saved_models import conv_config, flow_config, folder_of_images, pixels, save
 from weights import error_of
@@ -16,7 +17,7 @@ import efae_jax
 from efae_jax import groups, reconstruct
 from efae_jax.__main__ import main
 from efae_jax.data.transforms import BadImageError, read_picture
-from efae_jax.errors import RunError
+from efae_jax.errors import RunError, UserError
 from efae_jax.metrics.images import psnr, ssim
 from efae_jax.panels import Panel, draw_panels
 from efae_jax.pictures import to_pixels
@@ -46,7 +47,8 @@ def test_figures_and_pictures_are_what_the_model_gives(kl, images, tmp_path, cap
     assert list(record["images"]) == ["0", "2", "3"]
     assert [*record["unreadable"]] == [str(images / "1.png")]
     assert "1.png" in caplog.text
-    assert "1 of 4 images could not be read" in printed
+    assert "used 3 of 4 images" in printed
+    assert record["read"]["used"] == 3
 
     model = efae_jax.load(kl)
     x = pixels(images / "2.png")[:, :20, :34]  # the centre, as far as the factor divides it
@@ -202,7 +204,7 @@ def test_mistakes_are_one_line(kl, images, tmp_path, capsys):
     assert main(command) == 1
     assert "none of the 1 images could be read" in capsys.readouterr().err
     folder = folder_of_images(tmp_path / "thin", [(1, 9)])
-    with pytest.raises(RunError, match="less than 2 pixels a side"):
+    with pytest.raises(RunError, match="too small: 9x1 pixels; at least 2 a side"):
         reconstruct.reconstruct(kl, [folder], tmp_path / "out")
 
 
@@ -215,7 +217,7 @@ def test_pictures_beyond_pillows_limit_are_read(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         assert read_picture(picture, multiple=2).shape == (20, 30, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
-    with pytest.raises(BadImageError, match="31x20 pixels are more than 619"):
+    with pytest.raises(BadImageError, match="more pixels than data.max_pixels=619 .*31x20"):
         read_picture(picture, max_pixels=619)
     assert Image.MAX_IMAGE_PIXELS == 10
 
@@ -254,6 +256,19 @@ def test_a_vector_latent_has_no_positions(tmp_path, images):
         efae_jax.load(workdir).act("h", np.zeros((1, 2, 2, 8), np.float32))
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(tmp_path):
-    files = [("a/b.png", 1), ("a_b.jpg", 2), ("c.png", 3)]
-    assert list(reconstruct._names(files).items()) == [("a_b", 1), ("a_b-2", 2), ("c", 3)]
+def test_files_of_one_name_do_not_overwrite_each_other():
+    keys = ["a/b.png", "a_b.jpg", "c.png", "shot at 10.07", "d.tar/x.1"]
+    assert reconstruct._names(keys) == ["a_b", "a_b-2", "c", "shot at 10.07", "d.tar_x.1"]
+
+
+def test_images_of_a_data_source(kl, tmp_path):
+    files = [(f"{i}.png", encoded(picture(i, 16, 16))) for i in range(3)]
+    write_tar(tmp_path / "a.tar", [*files, ("0.cls", b"dog")])
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
+    found = reconstruct.reconstruct(
+        kl, [f"webdataset:{tmp_path}/a.tar", tmp_path / "b.png"], tmp_path / "out"
+    )
+    assert [*found["images"]] == ["a.tar_0", "a.tar_1", "a.tar_2", "b"]
+    assert found["read"] == {"images": 4, "used": 4, "left_out": {}}
+    with pytest.raises(UserError, match="--split: files and folders have no splits"):
+        reconstruct.reconstruct(kl, [tmp_path / "b.png"], tmp_path / "out", split="all")

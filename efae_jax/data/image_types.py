@@ -20,7 +20,7 @@ FORMATS = (
     *("FITS", "PIXAR"),
 )
 # No signature: anything would pass for one, so that the ending of the name must say it.
-UNSIGNED = {"TGA": (".tga", ".icb", ".vda", ".vst"), "IM": (".im",)}
+UNSIGNED = {"TGA": (".tga", ".icb", ".vda", ".vst")}
 # Of other programs, and those that Pillow reads by means that are not used here.
 FOREIGN = frozenset(
     [

@@ -87,7 +87,17 @@ def _builder(tfds: Any, name: str, data_dir: str):
             "https://www.tensorflow.org/datasets/catalog/overview"
         ) from error
     except Exception as error:  # it checks names, versions and formats in many places
-        raise UserError(f"data.path: {name!r}: {str(error).splitlines()[0]}") from error
+        text = str(error).strip() or type(error).__name__
+        if "ile format" in text:  # its default; reading that needs TensorFlow
+            raise UserError(
+                f"data.path: {name!r} was prepared in another form than ArrayRecord, the one that "
+                "is read without TensorFlow; once, where TensorFlow is installed too: tfds "
+                f"convert_format --root_data_dir={where or '~/tensorflow_datasets'} "
+                "--out_file_format=array_record"
+            ) from error
+        raise UserError(
+            f"data.path: tensorflow-datasets cannot open {name!r}: {text.splitlines()[0]}"
+        ) from error
     if not builder.info.splits:
         raise UserError(
             f"data: {name!r} is not prepared; once, where TensorFlow is installed too: python -c "

@@ -215,12 +215,13 @@ def flatten(img: Image.Image) -> Image.Image:
 
 def _open(image: bytes | np.ndarray | Image.Image, max_pixels: int) -> Image.Image:
     """An image whose pixels are not decoded yet, of no more than so many pixels."""
-    img = _opened(image)
+    too_many = f"more pixels than data.max_pixels={max_pixels:,} (--max-pixels)"
+    try:
+        img = _opened(image)
+    except Image.DecompressionBombError as error:  # twice as many as Pillow allows
+        raise BadImageError(too_many) from error
     if img.width * img.height > max_pixels:
-        raise BadImageError(
-            f"more pixels than data.max_pixels={max_pixels:,} (--max-pixels): "
-            f"{img.width}x{img.height}"
-        )
+        raise BadImageError(f"{too_many}: {img.width}x{img.height}")
     return img
 
 
@@ -231,16 +232,15 @@ def _opened(image: bytes | np.ndarray | Image.Image) -> Image.Image:
         return _of_array(image)
     if not image:
         raise BadImageError("empty")
-    with _lifted_limit():  # what is too large here, max_pixels says
-        try:
-            return Image.open(io.BytesIO(image), formats=formats())
-        except ValueError as error:
-            if not image.startswith(_PNG) or "MAX_TEXT" not in str(error):
-                raise
-            # Generators keep whole workflows as text in their images.
-            return Image.open(io.BytesIO(_without_text(image)), formats=("PNG",))
-        except UnidentifiedImageError as error:
-            raise BadImageError(f"no image that Pillow reads here: {looks_like(image)}") from error
+    try:
+        return Image.open(io.BytesIO(image), formats=formats())
+    except ValueError as error:
+        if not image.startswith(_PNG) or "MAX_TEXT" not in str(error):
+            raise
+        # Generators keep whole workflows as text in their images.
+        return Image.open(io.BytesIO(_without_text(image)), formats=("PNG",))
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"no image that Pillow reads here: {looks_like(image)}") from error
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
