@@ -6,8 +6,10 @@ import os
 import msgpack
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from data_files import data_config, encoded, picture, write_tar
 from saved_models import conv_config, save
+from tensorflow_datasets.proto import tf_example_pb2
 
 from efae_jax.__main__ import main
 from efae_jax.data import make_source, write_array_record
@@ -232,16 +234,13 @@ def test_a_name_that_is_no_utf8_ends_nothing(kl, tmp_path, capsys):
 
 
 def test_records_are_read_in_any_form(tmp_path):
-    from tensorflow_datasets.proto import tf_example_pb2
-
     image = encoded(picture(5))
     example = tf_example_pb2.Example()
     example.features.feature["image/encoded"].bytes_list.value.append(image)
     example.features.feature["image/class/label"].int64_list.value.append(7)
     records = [image, encoded(picture(5), "JPEG"), example.SerializeToString(),
-               pack({"jpg": image, "cls": b"3"}), pack({"image": np.asarray(picture(5))})]  # fmt: skip
-    from array_record.python.array_record_module import ArrayRecordWriter
-
+               pack({"jpg": image, "cls": b"3"}),
+               pack({"image": np.asarray(picture(5))})]  # fmt: skip
     writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
     for record in records:
         writer.write(record)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -256,6 +257,7 @@ def tfds_config(folder, path="tiny_pictures", **changes):
 def test_tfds_gives_encoded_bytes_and_labels(prepared):
     train, test = (make_source(tfds_config(prepared), split) for split in ("train", "test"))
     assert (len(train), len(test), train.num_classes) == (7, 3, 3)
+    assert train.class_names == ("a", "b", "c")
     records = [s[i] for s in (train, test) for i in range(len(s))]
     assert all(isinstance(record["image"], bytes) for record in records)
     images = {pixels(record).tobytes(): record["label"] for record in records}
@@ -282,6 +284,18 @@ def test_tfds_slices_and_pickles(prepared):
 def test_tfds_mistakes(prepared, path, split, message):
     with pytest.raises(UserError, match=message) as error:
         make_source(tfds_config(prepared, path, train_split=split), "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tiny_pictures", "tiny_pictures:1.0.0"])
+def test_a_data_set_in_the_default_form_comes_with_the_way_out(prepared, tmp_path, name):
+    """tensorflow-datasets writes TFRecord unless told otherwise."""
+    shutil.copytree(prepared, tmp_path / "d")
+    (info,) = (tmp_path / "d").glob("*/*/dataset_info.json")
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match="prepared in another form than ArrayRecord") as error:
+        make_source(tfds_config(str(tmp_path / "d"), name), "train")
+    assert "tfds convert_format --root_data_dir=" in str(error.value)
     assert "\n" not in str(error.value)
 
 
