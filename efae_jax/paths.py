@@ -62,6 +62,7 @@ def workdir_path(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: where what reads that kind of storage is not installed.
     """
+    path = user_path(path)
     try:
         path = epath.Path(path)
         if is_remote(path):

@@ -26,6 +26,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from efae_jax.data.array_records import unpack, write_records
 from efae_jax.errors import UserError
+from efae_jax.paths import user_path
 
 FORMATS = ("array_record", "npz")
 SUMMARY = "latents.json"
@@ -88,7 +89,7 @@ class Latents:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        folder = Path(folder)
+        folder = Path(user_path(folder))
         try:
             self.summary = json.loads((folder / SUMMARY).read_text())
         except OSError as error:

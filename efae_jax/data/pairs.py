@@ -31,6 +31,7 @@ from efae_jax.data.latents import Latents
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.splits import Source, hold_out
 from efae_jax.errors import UserError
+from efae_jax.paths import user_path
 
 SUMMARY, ARRAYS = "pairs.json", "pairs.npz"
 MOST_CAPTIONS = 5  # of an image
@@ -61,7 +62,7 @@ def read_summary(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: when the folder is not complete.
     """
-    path = Path(folder) / SUMMARY
+    path = Path(user_path(folder)) / SUMMARY
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -116,8 +117,8 @@ class Pairs:
     class_names = ()
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder, self.summary = Path(folder), read_summary(folder)
-        self._latents = Latents(folder)
+        self.folder, self.summary = Path(user_path(folder)), read_summary(folder)
+        self._latents = Latents(self.folder)
         self.left_out = LeftOut()
         self._embeddings = Embeddings(self.folder, self.summary["embeddings"])
         try:

@@ -20,6 +20,7 @@ from efae_jax.checkpoint import save_model
 from efae_jax.disentangled.runs import basis_of_run, is_basis_run
 from efae_jax.errors import UserError
 from efae_jax.models.disentangler import change_channels
+from efae_jax.paths import user_path
 
 
 def read_basis(path: str | os.PathLike[str], semantic: int | None = None) -> Basis:
@@ -35,7 +36,7 @@ def read_basis(path: str | os.PathLike[str], semantic: int | None = None) -> Bas
     Raises:
       UserError: when there is no basis, or none that fits.
     """
-    path = Path(path)
+    path = Path(user_path(path))
     if is_basis_run(path):
         return basis_of_run(path, semantic)
     if path.is_dir():
