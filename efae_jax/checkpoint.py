@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from efae_jax import distributed
+from efae_jax import distributed, json_files
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import say
 from efae_jax.paths import absolute
@@ -330,14 +330,15 @@ def read_config(workdir: epath.PathLike) -> dict:
     """
     path = epath.Path(workdir) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json_files.parse(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"{workdir} holds no config.json; give a training run's work directory"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "kind" not in config.get("model", {}):
+        raise UserError(f"{path} is not the config of a run: {error}") from error
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or "kind" not in model:
         raise UserError(
             f"{path} is not of this version of efae_jax: it has no model.kind; use the version "
             "that made it"

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from absl import logging
 
 from efae_jax.errors import RunError, Stopped, UserError
+from efae_jax.paths import printable
 
 # What the runtime says when a connection to another process breaks.
 _LOST = ("Gloo", "gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "heartbeat", "NCCL")
@@ -105,7 +106,7 @@ def _leave_together() -> None:
 
 
 def _say(line: str, code: int) -> int:
-    print(f"{_which()}{line}", file=sys.stderr, flush=True)
+    print(f"{_which()}{printable(line)}", file=sys.stderr, flush=True)
     return code
 
 

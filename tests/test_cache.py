@@ -149,7 +149,7 @@ def test_unreadable_images_are_named_counted_and_left_out(folder, tmp_path, capl
     with pytest.raises(RunError, match="1 unreadable images are more than .*03.png"):
         write_cache(tmp_path / "c", str(folder), max_bad=0, **options)
     assert write_cache(tmp_path / "c", str(folder), max_bad=1, **options) == {"train": 23}
-    assert "03.png: no image that Pillow reads here: it begins with" in caplog.text
+    assert "03.png: no image that Pillow reads here: a file that begins with" in caplog.text
 
 
 def test_the_command(folder, tmp_path, capsys):

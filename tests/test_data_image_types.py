@@ -82,7 +82,7 @@ def test_what_has_no_signature_is_never_guessed():
         (b"\0\0\0\x18ftypisom....", "a video"),
         (b"\0" * 100, "zeros"),
         (b"<svg xmlns='x'/>", "SVG"),
-        (b"nonsense", "it begins with b'nonsense'"),
+        (b"nonsense", "a file that begins with b.nonsense'"),
     ],
 )
 def test_what_is_no_image_is_called_what_it_is(content, words):

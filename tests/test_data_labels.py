@@ -79,5 +79,5 @@ def test_a_table_of_another_form_is_named(tmp_path, text):
 
 def test_a_table_that_is_no_text_is_named(tmp_path):
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"classes\.txt: cannot be read as UTF-8"):
+    with pytest.raises(UserError, match=r"classes\.txt must name the classes, each once, in UTF-8"):
         read_table(tmp_path)

@@ -7,8 +7,9 @@ from conftest import ROOT
 PACKAGE = ROOT / "efae_jax"
 # From the bottom up; a module imports from layers below its own, or from its own package.
 LAYERS = [
-    {"errors", "paths", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
-    {"logs"},
+    {"errors", "recipes", "groups", "flow", "losses", "sampling", "metrics"},
+    {"paths"},
+    {"logs", "json_files"},
     {"models", "data", "sharding", "optim", "compilation"},
     {"distributed", "interrupts"},
     {"convert"},

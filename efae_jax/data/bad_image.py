@@ -38,7 +38,7 @@ def looks_like(content: bytes) -> str:
         return "SVG"
     if not content.strip(b"\0"):
         return "zeros"
-    return f"it begins with {content[:8]!r}"
+    return f"a file that begins with {content[:8]!r}"
 
 
 def reason_of(error: Exception) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from efae_jax.data.image_types import extensions, foreign, is_image, stored
+from efae_jax.data.image_types import foreign, is_image, listed_extensions, stored
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
 from efae_jax.data.splits import ALL, Joined, Source, hold_out
@@ -159,7 +159,7 @@ def open_folder(config: Any, split: str) -> Source:
     for root in roots.values():
         if not is_folder(root):
             raise UserError(
-                f"data.path: {printable(root)!r} is not a folder (of images, at any depth)"
+                f"data.path: '{printable(root)}' is not a folder (of images, at any depth)"
             )
     left_out = {root: LeftOut() for root in roots.values()}
     files = {root: image_files(root, left_out[root]) for root in left_out}
@@ -181,8 +181,8 @@ def no_image(root: str, left_out: LeftOut) -> str:
     """The message for a folder without an image that is read here."""
     what = "; ".join(f"{n} {kind}" for kind, n in left_out.counts())
     return (
-        f"no image in {printable(root)!r}{f' ({what})' if what else ''}; allowed: "
-        f"{' '.join(extensions())}, at any depth"
+        f"no image in '{printable(root)}'{f' ({what})' if what else ''}; allowed: "
+        f"{listed_extensions()}, at any depth"
     )
 
 

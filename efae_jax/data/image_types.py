@@ -84,6 +84,12 @@ def extensions() -> tuple[str, ...]:
     return tuple(e for e in usual if e in there) + tuple(sorted(there - {*usual}))
 
 
+def listed_extensions() -> str:
+    """The usual endings, and how many others, for a message."""
+    usual, others = extensions()[:9], extensions()[9:]
+    return f"{' '.join(usual)} and {len(others)} other types that Pillow reads"
+
+
 def formats() -> tuple[str, ...]:
     """Names of the formats that the installed Pillow opens by their signature."""
     Image.init()

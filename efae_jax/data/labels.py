@@ -129,11 +129,15 @@ def read_table(folder: Path) -> Table | None:
             text = path.read_text(encoding="utf-8-sig")
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} must name the classes, each once, in UTF-8; byte {error.start:,} is none"
+            ) from error
         names = _of_json_table(text) if path.suffix == ".json" else text.splitlines()
         names = names and [entry.strip() for entry in names]
-        if not names or len(set(names)) < len(names):
+        if not names or len(set(names)) < len(names) or "\0" in text:
             raise UserError(
                 f"{path} must name the classes, each once: "
                 + ('["cat", "dog"] or {"cat": 0, "dog": 1}' if name.endswith("json") else "a line")

@@ -13,7 +13,6 @@ an .npy file. An npz shard holds the arrays latents [N,h,w,C], labels, keys and 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from efae_jax import json_files
 from efae_jax.data.array_records import unpack, write_records
 from efae_jax.errors import UserError
 from efae_jax.paths import user_path
@@ -73,6 +73,16 @@ def _write_npz(path: Path, records: Iterable[dict[str, Any]]) -> int:
     return len(kept)
 
 
+def _check(summary: dict[str, Any], path: Path) -> None:
+    shards = summary.get("shards")
+    counts = isinstance(shards, list) and all(type(n) is int and n >= 0 for n in shards)
+    if summary.get("format") not in FORMATS or not counts or not sum(shards):
+        raise UserError(
+            f"{path} is not a summary of latents: it needs format, one of {', '.join(FORMATS)}, "
+            "and shards, their numbers of latents"
+        )
+
+
 class Latents:
     """The latents of a folder, by number, in the order of the data that they were made from.
 
@@ -90,12 +100,14 @@ class Latents:
 
     def __init__(self, folder: str | os.PathLike[str]):
         folder = Path(user_path(folder))
-        try:
-            self.summary = json.loads((folder / SUMMARY).read_text())
-        except OSError as error:
+        summary = json_files.read_object(folder / SUMMARY, "a summary of latents")
+        if summary is None:
             raise UserError(
-                f"{folder} holds no {SUMMARY}: no latents, or not all of them yet"
-            ) from error
+                f"{folder} holds no {SUMMARY}: no latents, or not all of them yet; `python -m "
+                "efae_jax encode` makes them"
+            )
+        _check(summary, folder / SUMMARY)
+        self.summary = summary
         self.class_names = tuple(self.summary.get("classes", ()))
         self._form, shards = self.summary["format"], self.summary["shards"]
         self._files = [

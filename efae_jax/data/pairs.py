@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -26,12 +25,13 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Float
 
+from efae_jax import json_files
 from efae_jax.data.array_records import unpack
 from efae_jax.data.latents import Latents
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.splits import Source, hold_out
 from efae_jax.errors import UserError
-from efae_jax.paths import user_path
+from efae_jax.paths import printable, user_path
 
 SUMMARY, ARRAYS = "pairs.json", "pairs.npz"
 MOST_CAPTIONS = 5  # of an image
@@ -63,13 +63,19 @@ def read_summary(folder: str | os.PathLike[str]) -> dict[str, Any]:
       UserError: when the folder is not complete.
     """
     path = Path(user_path(folder)) / SUMMARY
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    summary = json_files.read_object(path, "a summary of latents with embeddings")
+    if summary is None:
         raise UserError(
-            f"data.path: {str(folder)!r} holds no {SUMMARY}, so no latents with embeddings, or "
-            "not all of them yet; `python -m efae_jax embed` makes them"
-        ) from error
+            f"data.path: '{printable(str(folder))}' holds no {SUMMARY}, so no latents with "
+            "embeddings, or not all of them yet; `python -m efae_jax embed` makes them"
+        )
+    wanted = {"embeddings": list, "latents": dict, "test_fraction": float, "text": dict}
+    if missing := [k for k, kind in wanted.items() if not isinstance(summary.get(k), kind)]:
+        raise UserError(
+            f"{printable(str(path))} is not a summary of latents with embeddings: it needs "
+            f"{', '.join(missing)}; `python -m efae_jax embed` writes one"
+        )
+    return summary
 
 
 class Embeddings:

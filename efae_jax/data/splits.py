@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
 from efae_jax.errors import UserError
-from efae_jax.paths import is_remote, user_path
+from efae_jax.paths import is_remote, printable, user_path
 
 SPLITS = ("train", "test")
 ALL = "all"  # images of a source, whatever split they fall to
@@ -210,7 +210,7 @@ def files_of(path: str, what: str) -> list[str]:
     files = expand(path)
     if not files:
         raise UserError(
-            f"data.path: no {what} matches {path!r}; allowed: one file, wildcards such as "
+            f"data.path: no {what} matches '{printable(path)}'; allowed: one file, wildcards such as "
             "'shards/*.tar', ranges such as 'shards/{00000..00010}.tar'"
         )
     return files

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from efae_jax.data.bad_image import looks_like
 from efae_jax.data.remote import Remote, reached
 from efae_jax.paths import is_remote
 
@@ -58,12 +59,14 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
     """
     position, long_name, long_link, long_size = 0, None, None, None
     known: dict[bytes, tuple[int, int]] = {}
+    if not length:
+        raise ShardError("it is empty")
     while position < length:
         header = pread(_BLOCK, position)
         if not header.strip(b"\0"):  # an end mark, or padding before another archive
             position = _after_zeros(pread, position + _BLOCK, length)
             continue
-        kind, size = _check(header), _number(header[124:136])
+        kind, size = _check(header, position), _number(header[124:136])
         if long_size is not None and kind not in (_PAX, _GNU_LONG_NAME, _GNU_LONG_LINK):
             size, long_size = long_size, None
         start = position + _BLOCK
@@ -151,7 +154,7 @@ def opened(path: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
         )
 
 
-def _check(header: bytes) -> bytes:
+def _check(header: bytes, position: int) -> bytes:
     """The member's type, after a look at the header's checksum."""
     try:
         total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
@@ -162,7 +165,9 @@ def _check(header: bytes) -> bytes:
     for magic, command in _COMPRESSED.items():
         if header.startswith(magic):
             raise ShardError(f"it is compressed, which random access does not allow; {command} it")
-    raise ShardError("a header is damaged, or it is no tar file")
+    if not position:
+        raise ShardError(f"it is no tar file, but {looks_like(header)}")
+    raise ShardError(f"a header is damaged, at byte {position:,}")
 
 
 def _number(field: bytes) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efae_jax.data import labels
-from efae_jax.data.image_types import extensions, stored
+from efae_jax.data.image_types import listed_extensions, stored
 from efae_jax.data.labels import Label, Table
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
@@ -91,9 +91,10 @@ class TarShards:
                 f"{max_bad}; the last: {printable('; '.join(damaged[-3:]))}"
             ) from why
         if not self._keys:
+            found = f"; {printable(damaged[0])}" if damaged else ""
             raise UserError(
-                f"data.path: no image in {len(files)} tar shards, the first {files[0]!r}; "
-                f"allowed members: {' '.join(extensions())}"
+                f"data.path: no image in {len(files)} tar shards, the first "
+                f"'{printable(files[0])}'{found}; allowed members: {listed_extensions()}"
             )
         self.table = self._table() if table is None else table
 

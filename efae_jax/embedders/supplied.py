@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
+from efae_jax.data.bad_image import looks_like
 from efae_jax.data.pairs import MOST_CAPTIONS
 from efae_jax.embedders.base import Captioned, row_norms, unit_rows
 from efae_jax.embedders.pretrained import digest, need, one_line
@@ -159,7 +160,12 @@ def _npz(file: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         raise
     # Damaged bytes lead to a dozen kinds of errors.
     except Exception as error:
-        raise UserError(f"{file} is no npz of plain arrays: {one_line(error)}") from error
+        with file.open("rb") as content:
+            start = content.read(1000)
+        what = "it is damaged" if start.startswith(b"PK") else f"it is {looks_like(start)}"
+        raise UserError(
+            f"{file} is no npz of plain arrays: {what}; wanted are {CONTENT['.npz']}"
+        ) from error
     shapes = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in found.items())
     wrong = _refuse(file, shapes or "nothing")
     if not found.keys() >= {"keys", "text", "image"}:
@@ -188,7 +194,10 @@ def _parquet(file: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]
         with file.open("rb") as content:
             table = parquet.read_table(content)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
+        with file.open("rb") as content:
+            start = content.read(1000)
+        what = "it is damaged" if start.startswith(b"PAR1") else f"it is {looks_like(start)}"
+        raise UserError(f"{file} is no table: {what}; wanted are {CONTENT['.parquet']}") from error
     if not set(table.column_names) >= {"key", "text", "image"}:
         raise _refuse(file, f"columns {', '.join(table.column_names)}")
     keys = table["key"].to_pylist()

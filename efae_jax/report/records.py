@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from efae_jax import json_files
 from efae_jax.errors import UserError
 
 FORMAT = "efae_jax evaluation 1"
@@ -44,15 +44,11 @@ def read_record(path: Path | str) -> dict[str, Any]:
     if path.is_dir():
         path = path / FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = json_files.read(path, "the record of an evaluation")
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} does not exist; `python -m efae_jax evaluate` writes such a file"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no text, or no JSON
-        raise UserError(f"{path} is not the record of an evaluation: {error}") from error
     check_record(record, str(path))
     return record
 

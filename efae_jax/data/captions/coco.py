@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from typing import Any
 
+from efae_jax import json_files
 from efae_jax.data.captions.files import CaptionedFiles, captioned_files
 from efae_jax.errors import UserError
 
@@ -42,15 +42,21 @@ def _order(number: Any) -> tuple[bool, Any]:
 def _read(path: str) -> dict[str, list[dict[str, Any]]]:
     try:
         with open(path, "rb") as file:
-            content = json.load(file)
+            content = json_files.parse(file.read())
     except OSError as error:
         raise UserError(f"--data coco:{path}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"--data coco:{path}: no JSON file: {error}") from error
+        raise UserError(
+            f"--data coco:{path}: no COCO captions: {error}; a file such as "
+            "captions_val2017.json is meant"
+        ) from error
     for table, fields in _FIELDS.items():
         rows = content.get(table) if isinstance(content, dict) else None
         if not isinstance(rows, list):
-            raise UserError(f'--data coco:{path}: no COCO captions: it has no list "{table}"')
+            raise UserError(
+                f'--data coco:{path}: no COCO captions: it has no list "{table}"; a file such as '
+                "captions_val2017.json is meant"
+            )
         for (number, row), (field, kind) in product(enumerate(rows), fields.items()):
             if not isinstance(row.get(field) if isinstance(row, dict) else None, kind):
                 raise UserError(

@@ -7,6 +7,7 @@ import os
 
 from efae_jax.data.captions.files import CaptionedFiles, captioned_files
 from efae_jax.errors import UserError
+from efae_jax.paths import printable
 
 IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "path", "filepath")
 CAPTION_COLUMNS = ("caption", "text", "title", "description")  # how their names start
@@ -40,7 +41,11 @@ def open_table(path: str, images: str | None) -> CaptionedFiles:
     except OSError as error:
         raise UserError(f"--data csv:{path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--data csv:{path}: no table in UTF-8: {error}") from error
+        what = f"byte {error.start:,}" if isinstance(error, UnicodeDecodeError) else error
+        raise UserError(
+            f"--data csv:{path}: no table in UTF-8 ({what}); a text file with a header and a line "
+            "an image is meant"
+        ) from error
     return captioned_files(images or os.path.dirname(path) or ".", captions.items(), path)
 
 
@@ -49,9 +54,10 @@ def _columns(path: str, header: list[str]) -> tuple[int, list[int]]:
     images = [names.index(name) for name in IMAGE_COLUMNS if name in names]
     captions = [i for i, name in enumerate(names) if name.startswith(CAPTION_COLUMNS)]
     if not images or not captions:
+        what, shown = "captions" if images else "images", printable(", ".join(header)[:100])
         raise UserError(
-            f"--data csv:{path}: no column of {'captions' if images else 'images'} in its header "
-            f"({', '.join(header)}); images: {', '.join(IMAGE_COLUMNS)}; captions: names that "
-            f"start with {', '.join(CAPTION_COLUMNS)}"
+            f"--data csv:{path}: no column of {what} in its header ({shown}); images: "
+            f"{', '.join(IMAGE_COLUMNS)}; captions: "
+            f"names that start with {', '.join(CAPTION_COLUMNS)}"
         )
     return images[0], captions
