@@ -149,7 +149,7 @@ def test_what_is_missing_is_one_line(made, folder, tmp_path):
     assert "embed` makes them" in error_of(Pairs, tmp_path)
     assert "no-such" in error_of(read_summary, tmp_path / "no-such")
     (tmp_path / "pairs.json").write_text("{")
-    assert "holds no pairs.json" in error_of(Pairs, tmp_path)
+    assert "pairs.json is not a summary of latents with embeddings" in error_of(Pairs, tmp_path)
 
     def without(name):
         out = tmp_path / f"without {name}"

@@ -210,7 +210,7 @@ def files_of(path: str, what: str) -> list[str]:
     files = expand(path)
     if not files:
         raise UserError(
-            f"data.path: no {what} matches '{printable(path)}'; allowed: one file, wildcards such as "
-            "'shards/*.tar', ranges such as 'shards/{00000..00010}.tar'"
+            f"data.path: no {what} matches '{printable(path)}'; allowed: one file, wildcards such "
+            "as 'shards/*.tar', ranges such as 'shards/{00000..00010}.tar'"
         )
     return files
