@@ -116,7 +116,8 @@ def write_cache(
         writer = _Writer(images, out, name, settings, config, shards)
         writer.run(threads, max_bad)
         found[name] = writer.report()
-    pattern = str(out / ("all-*.array_record" if split == ALL else "{split}-*.array_record"))
+    written = "{split}" if len(found) > 1 or not found else next(iter(found))
+    pattern = str(out / f"{written}-*.array_record")
     say(f"--config.data.source=array_record --config.data.path='{pattern}'")
     return found
 

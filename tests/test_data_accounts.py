@@ -135,8 +135,8 @@ def test_encode_says_and_keeps_what_it_read(kl, tar, tmp_path, capsys):
         "unreadable (damaged or cut short)": 1,
         "unreadable (more pixels than data.max_pixels=N (--max-pixels))": 1,
     }
-    assert "used 21 of 23 images; left out or otherwise of note:" in printed
-    assert "1 of type .heic, which is not read here, namely b.tar/x.heic" in printed
+    assert "used 21 of 23 images; left out, or of note:" in printed
+    assert "of type .heic, which is not read here: 1 (b.tar/x.heic)" in printed
 
 
 @pytest.mark.parametrize("form", ["array_record", "npz"])

@@ -218,9 +218,9 @@ def test_the_account_of_what_was_read():
     assert (found["images"], found["used"]) == (10, 7)
     assert [entry["count"] for entry in found["left_out"].values()] == [3, 2, 1]
     assert account_lines(found) == [
-        "used 7 of 10 images; left out or otherwise of note:",
-        "  3 hidden files, such as b/.x.png",
-        "  2 unreadable (more pixels than data.max_pixels=N (--max-pixels)), such as 1.png (9x9)",
-        "  1 unreadable (damaged or cut short), namely caf\\xe9 (image file is truncated (3 bytes "
-        "not processed))",
+        "used 7 of 10 images; left out, or of note:",
+        "  hidden files: 3 (such as b/.x.png)",
+        "  unreadable (more pixels than data.max_pixels=N (--max-pixels)): 2 (such as 1.png: 9x9)",
+        "  unreadable (damaged or cut short): 1 (caf\\xe9: image file is truncated (3 bytes not "
+        "processed))",
     ]

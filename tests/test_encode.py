@@ -101,7 +101,7 @@ def test_the_command_writes_what_the_model_gives(kl, images, tmp_path, capsys, c
     mean = "(" + ", ".join(f"{value:.6g}" for value in summary["mean"]) + ",)"
     assert f"--config.latent.mean='{mean}'" in printed
     assert "used 10 of 11 images" in printed
-    assert "1 unreadable (no image that Pillow reads here), namely" in printed
+    assert "unreadable (no image that Pillow reads here): 1 (" in printed
     assert summary["read"]["used"] == COUNT - 1
 
 

@@ -70,7 +70,7 @@ def account(source: Any, unreadable: Mapping[str, str], used: int | None = None)
         kind, _, detail = reason.partition(": ")
         left_out.add(
             f"unreadable ({re.sub(r'[0-9][0-9,.x]*', 'N', kind)})",
-            f"{name} ({detail or kind})",
+            f"{name}: {detail or kind}",
         )
     used = len(source) - len(unreadable) if used is None else used
     return {"images": len(source), "used": used, "left_out": left_out.as_json()}
@@ -80,8 +80,8 @@ def account_lines(found: Mapping[str, Any]) -> list[str]:
     """`account` in words."""
     lines = [f"used {found['used']:,} of {found['images']:,} images"]
     if found["left_out"]:
-        lines[0] += "; left out or otherwise of note:"
+        lines[0] += "; left out, or of note:"
     for kind, entry in found["left_out"].items():
-        such_as = "such as" if entry["count"] > 1 else "namely"
-        lines.append(f"  {entry['count']:,} {kind}, {such_as} {entry['example']}")
+        such_as = "such as " if entry["count"] > 1 else ""
+        lines.append(f"  {kind}: {entry['count']:,} ({such_as}{entry['example']})")
     return lines
