@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 
 from PIL import Image
 
@@ -129,7 +128,9 @@ def _registered() -> frozenset[str]:
 
 def extension(name: str) -> str:
     """The ending from the last dot on, in lower case."""
-    return os.path.splitext(name)[1].lower()
+    stem, dot, ending = name.rpartition(".")
+    # A name that begins with its only dot has no ending.
+    return f".{ending}".lower() if dot and stem[-1:] not in ("", "/") and "/" not in ending else ""
 
 
 def stored(content: bytes, name: str) -> bytes | Image.Image:

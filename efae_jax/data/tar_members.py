@@ -58,9 +58,7 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
       ShardError: where the file is damaged or cut short.
     """
     position, long_name, long_link, long_size = 0, None, None, None
-    known: dict[bytes, tuple[int, int]] = {}
-    if not length:
-        raise ShardError("it is empty")
+    known = _Known()
     while position < length:
         header = pread(_BLOCK, position)
         if not header.strip(b"\0"):  # an end mark, or padding before another archive
@@ -91,9 +89,41 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
             prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
             name = header[:100].split(b"\0")[0]
             name = long_name or (prefix + b"/" + name if prefix else name)
-            link = long_link or header[157:257].split(b"\0")[0]
-            long_name = long_link = None
-            yield from _found(kind, name, link, (start, size), known)
+            link, long_name, long_link = long_link, None, None
+            text = name.decode("utf-8", "surrogateescape")
+            if kind in b"0\0" + b"7":
+                known.add(name, start, size)
+                yield Member(text, start, size)
+            elif kind in (_HARD_LINK, _SYMBOLIC_LINK):
+                yield known.linked(kind, name, link or header[157:257].split(b"\0")[0])
+            elif kind != _FOLDER:
+                kind_name = kind.decode("latin-1")
+                yield Unusable(text, f"members of type {kind_name!r}, which are no plain files")
+
+
+class _Known:
+    """Where the files of an archive lie, for the links that come after them."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._added: list[tuple[bytes, int, int]] = []
+
+    def add(self, name: bytes, start: int, size: int) -> None:
+        self._added.append((name, start, size))
+
+    def linked(self, kind: bytes, name: bytes, link: bytes) -> Member | Unusable:
+        # Paths are worked out where there is a link: hardly any archive has one.
+        for known, start, size in self._added:
+            self._places[posixpath.normpath(known)] = start, size
+        self._added.clear()
+        # The target of a symbolic link is relative to its own folder; of a hard link, to the root.
+        folder = posixpath.dirname(name) if kind == _SYMBOLIC_LINK else b""
+        place = self._places.get(posixpath.normpath(posixpath.join(folder, link)))
+        text = name.decode("utf-8", "surrogateescape")
+        if place is None:
+            return Unusable(text, "links to what the shard does not hold before them")
+        self.add(name, *place)
+        return Member(text, *place)
 
 
 def _after_zeros(pread: Callable[[int, int], bytes], position: int, length: int) -> int:

@@ -85,7 +85,7 @@ def samples(
 def _of_group(
     group: _Group, companions: Sequence[str], left_out: LeftOut, where: str
 ) -> list[Sample]:
-    images = [rest for rest in group.files if is_image("x." + rest)]
+    images = [rest for rest in group.files if is_image(f"x.{rest}")]
     if not images:
         _count_foreign(group, left_out, where)
         return []
