@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -13,6 +14,7 @@ from efae_jax.data import make_source
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.tar_members import Member
 from efae_jax.data.tar_samples import BARE, FURTHER, samples
+from efae_jax.data.transforms import read_picture
 from efae_jax.errors import UserError
 
 
@@ -212,3 +214,12 @@ def test_a_table_that_names_a_class_twice_is_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ndog\n")
     with pytest.raises(UserError, match=r"classes\.txt must name the classes, each once"):
         source(tmp_path / "0.tar")
+
+
+def test_types_that_only_a_name_tells(tmp_path):
+    files = [("0.png", encoded(picture(0))), ("1.tga", encoded(picture(1), "TGA"))]
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", files)
+    found = pickle.loads(pickle.dumps(source(tmp_path / "*.tar")))
+    for i in range(4):
+        np.testing.assert_array_equal(read_picture(found[i]["image"]), picture(i % 2))

@@ -133,6 +133,11 @@ def extension(name: str) -> str:
     return f".{ending}".lower() if dot and stem[-1:] not in ("", "/") and "/" not in ending else ""
 
 
+def is_unsigned(name: str) -> bool:
+    """Whether only the name of such a file tells its type."""
+    return any(extension(name) in endings for endings in UNSIGNED.values())
+
+
 def stored(content: bytes, name: str) -> bytes | Image.Image:
     """The image in a file of that name, as sources give it: its content, or, of the types that
     only a name tells, the opened image."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import posixpath
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efae_jax.data import labels
-from efae_jax.data.image_types import listed_extensions, stored
+from efae_jax.data.image_types import is_unsigned, listed_extensions, stored
 from efae_jax.data.labels import Label, Table
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
@@ -37,11 +36,13 @@ _NUMBERS = 6  # of a sample in `_where`
 
 
 class _Index(NamedTuple):
-    """What a shard holds: of each sample its key, the endings of its image, and numbers as in
-    `_where` but for the shard; what it leaves out; what ended it too early."""
+    """What a shard holds: of each sample its key, and numbers as in `_where` but for the shard; the
+    names of images whose type only the name tells, by the sample's number; what it leaves out; what
+    ended it too early."""
 
     keys: list[str]
     where: array
+    unsigned: dict[int, str]
     left_out: LeftOut
     error: Exception | None
 
@@ -64,6 +65,7 @@ class TarShards:
         self.files = files
         self.left_out = LeftOut()
         self._keys: list[str] = []
+        self._unsigned: dict[int, str] = {}
         # Of each sample: shard; offset and size of the image; number (out of `companions`, or
         # their count for none), offset and size of the companion.
         self._where = array("q")
@@ -72,6 +74,7 @@ class TarShards:
         shown = track(self._indices(), len(files), "indexing", " shards", transient=True)
         with closing(shown):  # what went wrong is told when the bar is gone
             for number, (path, index) in enumerate(zip(files, shown, strict=True)):
+                self._unsigned |= {len(self) + i: name for i, name in index.unsigned.items()}
                 self._keys += index.keys
                 self.left_out.merge(index.left_out)
                 for start in range(0, len(index.where), _NUMBERS - 1):
@@ -124,22 +127,24 @@ class TarShards:
                 found.extend(members(pread, length))
         except (ShardError, OSError) as problem:
             error = problem
-        keys, where = [], array("q")
+        keys, where, unsigned = [], array("q"), {}
         for sample in samples(found, self.companions, left_out, os.path.basename(path)):
             kind, file = sample.companion or (len(self.companions), Member("", 0, 0))
-            # The ending of the image is kept in the key, for the types that only it tells.
-            keys.append(f"{sample.key}\0{posixpath.splitext(sample.image.name)[1].lower()}")
+            if is_unsigned(sample.image.name):
+                unsigned[len(keys)] = sample.image.name
+            keys.append(sample.key)
             where.extend((sample.image.offset, sample.image.size, kind, file.offset, file.size))
-        return _Index(keys, where, left_out, error)
+        return _Index(keys, where, unsigned, left_out, error)
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def read(self, index: int) -> tuple[Any, str, bytes]:
         """The image, and the ending and content of its companion, empty where it has none."""
-        ending = self._keys[index].rpartition("\0")[2]
         content, kind, companion = self._read(index)
-        return stored(content, f"x{ending}"), kind, companion
+        if index in self._unsigned:
+            return stored(content, self._unsigned[index]), kind, companion
+        return content, kind, companion
 
     def _read(self, index: int, image: bool = True) -> tuple[bytes, str, bytes]:
         shard, offset, size, number, *place = self._where[_NUMBERS * index : _NUMBERS * (index + 1)]
@@ -213,11 +218,11 @@ class TarShards:
 
     def key(self, index: int) -> str:
         shard = os.path.basename(self.files[self._where[_NUMBERS * index]])
-        return f"{shard}/{self._keys[index].rpartition(chr(0))[0]}"
+        return f"{shard}/{self._keys[index]}"
 
     def name(self, index: int) -> str:
         shard = self.files[self._where[_NUMBERS * index]]
-        return f"{shard}/{self._keys[index].rpartition(chr(0))[0]}"
+        return f"{shard}/{self._keys[index]}"
 
 
 def _label(kind: str, content: bytes) -> Label:
