@@ -14,7 +14,7 @@ from rich.console import Console
 from efae_jax import logs
 from efae_jax.data import make_source, write_array_record
 from efae_jax.data.folder import image_files
-from efae_jax.data.splits import expand, hold_out
+from efae_jax.data.splits import absent, expand, hold_out
 from efae_jax.errors import UserError
 
 
@@ -144,6 +144,13 @@ def test_missing_and_empty_folders(tmp_path):
 def test_missing_files(tmp_path, source):
     with pytest.raises(UserError, match=r"no .* matches .*none-\*"):
         make_source(data_config(source=source, path=str(tmp_path / "none-*")), "train")
+
+
+@pytest.mark.parametrize("name", ["a[1].tar", "b{0,1}.tar", "c{0..3}.tar", "d*.tar", "e?.tar"])
+def test_a_file_that_is_called_like_a_pattern(tmp_path, name):
+    (tmp_path / name).touch()
+    assert expand(str(tmp_path / name)) == [str(tmp_path / name)]
+    assert absent(str(tmp_path / name), [str(tmp_path / name)]) == []
 
 
 def test_expand(tmp_path):

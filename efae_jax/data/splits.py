@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from array import array
 from bisect import bisect_right
@@ -154,6 +155,8 @@ def expand(pattern: str) -> list[str]:
 
     Raises UserError where a pattern names object storage that cannot be reached.
     """
+    if os.path.lexists(user_path(pattern)):  # a file that is called so
+        return [user_path(pattern)]
     patterns = _alternatives(pattern)
     if is_remote(pattern):
         return sorted(set(Remote(pattern).matching(patterns)))
@@ -168,6 +171,8 @@ def absent(pattern: str, files: Sequence[str]) -> list[str]:
       files: that `expand` found.
     """
     there = {*files}
+    if os.path.lexists(user_path(pattern)):
+        return []
     wanted = {p for p in _alternatives(pattern) if not glob.has_magic(p)}
     for file in files:
         if parts := _OF.fullmatch(file):
