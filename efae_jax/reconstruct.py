@@ -32,7 +32,7 @@ from efae_jax.methods.base import to_float
 from efae_jax.metrics.images import RANGE, WINDOW, ssim
 from efae_jax.models.conv_autoencoder import shrink
 from efae_jax.panels import Panel, draw_panels, picture
-from efae_jax.paths import printable, user_path
+from efae_jax.paths import is_remote, printable, user_path
 from efae_jax.pictures import LABELS, to_pixels
 
 log = logging.getLogger(__name__)
@@ -339,6 +339,11 @@ def _check_paths(paths: Sequence[str | Path], where: Mapping[str, Any]) -> None:
             "webdataset:shards/*.tar"
         )
     for path in map(str, paths):
+        if is_remote(user_path(path)):
+            raise UserError(
+                f"{printable(path)}: images are read from files of this machine; download it "
+                "first, or name a data source that may lie elsewhere, such as webdataset:gs://..."
+            )
         if path not in sources and not Path(user_path(path)).exists():
             raise UserError(f"{printable(path)}: no such file or folder")
 

@@ -18,6 +18,8 @@ from PIL import Image
 import efae_jax
 from efae_jax.api import Model, load
 from efae_jax.basis import Basis
+from efae_jax.data.bad_image import reason_of
+from efae_jax.data.image_types import stored
 from efae_jax.data.transforms import Transform, make_transform
 from efae_jax.disentangled import Disentangled
 from efae_jax.errors import UserError
@@ -34,6 +36,7 @@ from efae_jax.logs import console, figures_table, make_output_folder, say
 from efae_jax.methods.base import to_float
 from efae_jax.models.conv_autoencoder import shrink
 from efae_jax.panels import picture
+from efae_jax.paths import printable
 from efae_jax.pictures import to_pixels
 
 AMPLIFY = 10  # of a difference, in its picture
@@ -106,8 +109,8 @@ def lerp(
             "sha256": hashlib.sha256(basis.matrix.tobytes()).hexdigest(),
         },
         "alpha": alpha,
-        "image": str(image),
-        "target": str(target),
+        "image": printable(str(image)),
+        "target": printable(str(target)),
         "size": list(floats.shape[1:3]),
         "protocol": "mean absolute differences of pixels in [-1, 1], clipped: of reconstructions "
         "from their images; of mixtures from the reconstructions of the original and the target",
@@ -146,10 +149,9 @@ def _transform(model: Model, size: int | None) -> Transform:
 
 def _read(path: Path, transform: Transform) -> UInt8[np.ndarray, "H W c"]:
     try:
-        return transform(path.read_bytes(), Random(0))
+        return transform(stored(path.read_bytes(), path.name), Random(0))
     except Exception as error:  # decoders meet damage with errors of every kind
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{path} cannot be read as an image: {reason_of(error)}") from error
 
 
 def _decode(
