@@ -238,7 +238,12 @@ def test_mistakes_are_one_line(kl, flow, images, tmp_path, monkeypatch):
     says("some: no such image file", kl, np.eye(4), images, second, out)
     assert not out.exists()
     says(
-        "2.png cannot be read: UnidentifiedImageError", kl, np.eye(4), first, images / "2.png", out
+        "2.png cannot be read as an image: no image that Pillow reads here",
+        kl,
+        np.eye(4),
+        first,
+        images / "2.png",
+        out,
     )
     says(f"--out {first} is a file", kl, np.eye(4), first, second, first)
     says("basis of 3 channels; the model's latent has 4", kl, np.eye(3), first, second, out)
