@@ -24,6 +24,7 @@ from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, make_output_folder, say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.images import RANGE, WINDOW, ssim
+from efae_jax.models.build import compute_dtype, larger_range
 from efae_jax.models.conv_autoencoder import shrink
 from efae_jax.panels import Panel, draw_panels, picture
 from efae_jax.pictures import LABELS, to_pixels
@@ -44,6 +45,8 @@ def reconstruct(
     tile: int | None = None,
     size: int | None = None,
     dtype: str | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
 ) -> dict[str, Any]:
     """Encodes and decodes images, plainly and through a symmetry; pictures and figures.
 
@@ -63,6 +66,7 @@ def reconstruct(
       size: images are resized (shorter side) and cropped to this square; else they keep their
         size, but for a border that the factor leaves over. A flow's default is its config's.
       dtype: of the computation; the model's unless given.
+      scaling_factor, shift_factor: as for `efae_jax.load`.
 
     Returns:
       what `figures.json` holds.
@@ -76,7 +80,7 @@ def reconstruct(
     if act is not None and act not in SQUARE.elements:
         raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
     make_output_folder(out)
-    model = load(source, dtype=dtype)
+    model = load(source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor)
     reader = _Reader(model, size)
     _check(model, act, tile)
     if act is not None and act not in model.group.elements:
@@ -97,6 +101,7 @@ def reconstruct(
             continue
         try:
             shown = _one(model, image, act, tile)
+            _check_finite(model, path, shown["figures"])
         except ValueError as error:  # the mathematics and the models know no UserError
             raise UserError(f"{path}: {error}") from error
         except jax.errors.JaxRuntimeError as error:
@@ -178,6 +183,16 @@ class _Reader:
         if self.transform is not None:
             return self.transform(image, Random(0))
         return read_picture(image, channels=self.channels, multiple=self.multiple)
+
+
+def _check_finite(model: Model, path: Path, figures: dict[str, float]) -> None:
+    """Figures are finite exactly if latent and decoded image are."""
+    if not np.isfinite([*figures.values()]).all():
+        dtype = jnp.dtype(compute_dtype(model.config.dtype)).name
+        raise RunError(
+            f"latent or decoded image of {path} is not finite, computed in {dtype}"
+            + larger_range(dtype)
+        )
 
 
 def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:

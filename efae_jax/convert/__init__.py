@@ -7,15 +7,28 @@ write_model(imported.config, imported.params, "out", "diffusers")
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from efae_jax.convert import diffusers, efae, layout, ldm, sketch, sources, taesd, vqgan_training
+from efae_jax.convert import (
+    diffusers,
+    efae,
+    layout,
+    ldm,
+    sketch,
+    sources,
+    taesd,
+    units,
+    vqgan_training,
+)
 from efae_jax.convert.model import Imported, Options
 from efae_jax.errors import UserError
 
+# Options that every format takes: the units of the latent.
+UNITS = ("scaling_factor", "shift_factor")
 # Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, FOLDER (whether it writes
 # one, or a file), matches, read, write.
 # The first that matches reads; the first that writes a kind is its natural format.
@@ -56,6 +69,11 @@ def read_model(
     found = sources.read_source(source)
     if format is None:
         format = next((name for name, module in FORMATS.items() if module.matches(found)), None)
+    if name := _video(found):
+        raise UserError(
+            f"{source} is a model of videos, with 3D convolutions ({layout.printable(name)}); "
+            "only models of images are read"
+        )
     if format is None:
         if sketch.matches(found.tensors):
             raise sketch.DisentanglerError(
@@ -70,13 +88,16 @@ def read_model(
         )
     module = FORMATS[format]
     for name, value in options._asdict().items():
-        if value is not None and name not in module.OPTIONS:
-            allowed = " and ".join(_flag(option) for option in module.OPTIONS)
+        if value is not None and name not in UNITS + module.OPTIONS:
+            allowed = " and ".join(_flag(option) for option in UNITS + module.OPTIONS)
             raise UserError(f"{_flag(name)}: format {format} takes only {allowed}")
     imported = module.read(found, options)
     with imported.config.unlocked():
         imported.config.model.source = str(source)
-    return imported
+    notes = units.override(imported.config, options.scaling_factor, options.shift_factor)
+    return imported._replace(
+        notes=[*imported.notes, *notes], asks=units.unstated_note(imported.config)
+    )
 
 
 def write_model(
@@ -133,6 +154,12 @@ def get_format(name: str) -> ModuleType:
     if name not in FORMATS:
         raise UserError(f"--format {name}: no such format; allowed: {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def _video(source: sources.Source) -> str | None:
+    """The name of a 3D convolution of an encoder or decoder, if there is one."""
+    parts = re.compile(r"(?:^|\.)(?:en|de)coder\.")
+    return next((n for n, a in source.tensors.items() if a.ndim == 5 and parts.search(n)), None)
 
 
 def _flag(option: str) -> str:
