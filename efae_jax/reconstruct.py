@@ -101,7 +101,8 @@ def reconstruct(
             continue
         try:
             shown = _one(model, image, act, tile)
-            _check_finite(model, path, shown["figures"])
+        except FloatingPointError as error:
+            raise RunError(f"{error} of {path} is not finite, {_computed_in(model)}") from error
         except ValueError as error:  # the mathematics and the models know no UserError
             raise UserError(f"{path}: {error}") from error
         except jax.errors.JaxRuntimeError as error:
@@ -185,14 +186,16 @@ class _Reader:
         return read_picture(image, channels=self.channels, multiple=self.multiple)
 
 
-def _check_finite(model: Model, path: Path, figures: dict[str, float]) -> None:
-    """Figures are finite exactly if latent and decoded image are."""
-    if not np.isfinite([*figures.values()]).all():
-        dtype = jnp.dtype(compute_dtype(model.config.dtype)).name
-        raise RunError(
-            f"latent or decoded image of {path} is not finite, computed in {dtype}"
-            + larger_range(dtype)
-        )
+def _computed_in(model: Model) -> str:
+    dtype = jnp.dtype(compute_dtype(model.config.dtype)).name
+    return f"computed in {dtype}" + larger_range(dtype)
+
+
+def _finite(what: str, a: Any) -> Any:
+    """The array, unless it holds NaN or infinite numbers: FloatingPointError, which says `what`."""
+    if not np.isfinite(np.asarray(a)).all():
+        raise FloatingPointError(what)
+    return a
 
 
 def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
@@ -207,17 +210,22 @@ def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
 
 
 def _one(model: Model, image: np.ndarray, act: str | None, tile: int | None) -> dict[str, Any]:
-    """Input, reconstruction and figures of one image; with `act`, of g x, too."""
+    """Input, reconstruction and figures of one image; with `act`, of g x, too.
+
+    Raises:
+      FloatingPointError: saying what is not finite.
+    """
     target = to_float(image[None])
-    z = model.encode(shrink(target, model.upscale), tile=tile)
+    z = _finite("the latent", model.encode(shrink(target, model.upscale), tile=tile))
     noise = jax.random.normal(jax.random.key(SEED), target.shape) if model.is_flow else None
-    decoded = model.decode(z, noise=noise, tile=tile)
+    decoded = _finite("the decoded image", model.decode(z, noise=noise, tile=tile))
     figures = _figures(decoded, target)
     shown = {"input": image, "reconstruction": to_pixels(decoded[0]), "figures": figures}
     if act is not None:
         moved = act_on_positions(act, target)
         noise = None if noise is None else act_on_positions(act, noise)
         decoded = np.asarray(model.decode(act_on_latent(model, act, z), noise=noise, tile=tile))
+        _finite(f"the image decoded under {act}", decoded)
         figures |= {f"{act}_{k}": value for k, value in _figures(decoded, moved).items()}
         difference = np.abs(decoded - moved)[0]
         shown |= {

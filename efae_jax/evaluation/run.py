@@ -342,6 +342,7 @@ class Run:
                 is_flow=model.is_flow,
             ),
             "frechet": self.networks.frechet,
+            "networks": self.networks.files,
             "reference": reference and {"count": reference.count, "about": reference.about},
             "reconstruction": plain,
             "transformations": rows,

@@ -113,6 +113,7 @@ class Normalisation:
         Raises:
           ValueError: channels that are not whole patches.
         """
+        self._check_packed(z)
         mean, factor = self._affine()
         return self._unpacked(z / factor + mean)
 
@@ -134,14 +135,16 @@ class Normalisation:
         p = self.patch
         return rearrange(z, "... (h p) (w q) c -> ... h w (c p q)", p=p, q=p)
 
-    def _unpacked(self, z: Array) -> Array:
-        if self.patch == 1:
-            return z
-        if len(z.shape) < 3 or z.shape[-1] % self.patch**2:
+    def _check_packed(self, z: Array) -> None:
+        if self.patch > 1 and (len(z.shape) < 3 or z.shape[-1] % self.patch**2):
             raise ValueError(
                 f"latent: {z.shape} is not packed; the last of at least three axes must be a "
                 f"multiple of {self.patch**2}"
             )
+
+    def _unpacked(self, z: Array) -> Array:
+        if self.patch == 1:
+            return z
         p = self.patch
         return rearrange(z, "... h w (c p q) -> ... (h p) (w q) c", p=p, q=p)
 
