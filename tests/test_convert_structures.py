@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -277,13 +278,27 @@ def test_statistics_that_make_no_sense_are_refused(changes, expected, tmp_path):
     assert expected in error_of(convert.read_model, save(tmp_path / "a", tensors))
 
 
-def test_models_of_videos_are_called_so(tmp_path):
-    tensors = {"encoder.conv1.weight": np.zeros((8, 3, 3, 3, 3), np.float32)}
-    message = error_of(convert.read_model, save(tmp_path / "wan.safetensors", tensors))
-    assert "model of videos, with 3D convolutions (encoder.conv1.weight)" in message
+@pytest.mark.parametrize(
+    ("name", "dims", "expected"),
+    [
+        ("encoder.conv1.weight", 5, "a model of videos, with 3D convolutions (encoder.conv1"),
+        ("first_stage_model.quantize.embedding.weight", 2, "a model with a codebook (VQ)"),
+        ("vquantizer.codebook.weight", 2, "a model with a codebook (VQ)"),
+        ("decoder.condition_encoder.layers.0.bias", 1, "an asymmetric AutoencoderKL"),
+        ("encoder.down_blocks.0.1.conv1.weight", 4, "a deep-compression autoencoder (DC-AE)"),
+        ("encoder.project_in.conv.weight", 4, "a deep-compression autoencoder (DC-AE)"),
+    ],
+)
+def test_autoencoders_of_other_kinds_are_called_so(name, dims, expected, tmp_path):
+    tensors = random_state_dict(shapes(kl_table.LDM, HALF)) | {name: np.zeros(dims * (1,))}
+    path = save(tmp_path / "other.safetensors", tensors)
+    assert f"{path} is {expected}" in error_of(convert.read_model, path)
 
 
-@pytest.mark.parametrize(("value", "which"), [(np.nan, np.float32), (np.inf, np.float16)])
+@pytest.mark.parametrize(
+    ("value", "which"),
+    [(np.nan, np.float32), (np.inf, np.float16), (-np.inf, ml_dtypes.bfloat16)],
+)
 def test_weights_that_are_not_finite_are_refused(value, which, tmp_path):
     tensors = random_state_dict(shapes(kl_table.LDM, HALF), which)
     for name in ("decoder.conv_in.bias", "encoder.conv_out.weight"):

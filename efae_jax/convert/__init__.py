@@ -24,9 +24,18 @@ from efae_jax.convert import (
     units,
     vqgan_training,
 )
+from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported, Options
 from efae_jax.errors import UserError
 
+# Autoencoders that are not read, by names that no other has.
+_OTHERS = {
+    "a model with a codebook (VQ)": re.compile(r"(?:^|\.)(?:quantize\.embedding|vquantizer)\."),
+    "an asymmetric AutoencoderKL": re.compile(r"(?:^|\.)decoder\.condition_encoder\."),
+    "a deep-compression autoencoder (DC-AE)": re.compile(
+        r"(?:^|\.)(?:encoder\.project_in|(?:encoder\.down|decoder\.up)_blocks\.\d+\.\d+)\."
+    ),
+}
 # Options that every format takes: the units of the latent.
 UNITS = ("scaling_factor", "shift_factor")
 # Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, FOLDER (whether it writes
@@ -69,11 +78,7 @@ def read_model(
     found = sources.read_source(source)
     if format is None:
         format = next((name for name, module in FORMATS.items() if module.matches(found)), None)
-    if name := _video(found):
-        raise UserError(
-            f"{source} is a model of videos, with 3D convolutions ({layout.printable(name)}); "
-            "only models of images are read"
-        )
+    _require_supported(found, source)
     if format is None:
         if sketch.matches(found.tensors):
             raise sketch.DisentanglerError(
@@ -120,7 +125,8 @@ def write_model(
       the format, and what is lost in it, one line each.
 
     Raises:
-      UserError: a format that does not hold such a model, or a place that cannot be written.
+      UserError: a format that does not hold such a model, units of the latent that diffusers'
+        folder must state and nobody has, or a place that cannot be written.
     """
     allowed = formats_of(config)
     format = allowed[0] if format is None else format
@@ -131,6 +137,11 @@ def write_model(
             f"{', '.join(allowed)}"
         )
     out = Path(out)
+    if module is diffusers and not units.is_stated(config):
+        raise UserError(
+            f"diffusers' {CONFIG} must say how the latent is scaled, and nobody has stated it: "
+            f"{units.ways_to_state(config)}; 1 is --scaling-factor 1; --format ldm leaves it open"
+        )
     if module.FOLDER and out.suffix == ".safetensors":
         one = [f"--format {name}" for name in allowed if not FORMATS[name].FOLDER]
         raise UserError(
@@ -156,10 +167,20 @@ def get_format(name: str) -> ModuleType:
     return FORMATS[name]
 
 
-def _video(source: sources.Source) -> str | None:
-    """The name of a 3D convolution of an encoder or decoder, if there is one."""
-    parts = re.compile(r"(?:^|\.)(?:en|de)coder\.")
-    return next((n for n, a in source.tensors.items() if a.ndim == 5 and parts.search(n)), None)
+def _require_supported(found: sources.Source, source: str | os.PathLike[str]) -> None:
+    """Refuses autoencoders of other kinds by name, instead of listing what they lack."""
+    part = re.compile(r"(?:^|\.)(?:en|de)coder\.")
+    for name, tensor in found.tensors.items():
+        what = ""
+        if tensor.ndim == 5 and part.search(name):
+            what = "a model of videos, with 3D convolutions"
+        elif found.config is None:  # which would name its class
+            what = next((what for what, pattern in _OTHERS.items() if pattern.search(name)), "")
+        if what:
+            raise UserError(
+                f"{source} is {what} ({layout.printable(name)}); not supported: KL autoencoders, "
+                "Aura's, TAESD and the original EFAE are"
+            )
 
 
 def _flag(option: str) -> str:

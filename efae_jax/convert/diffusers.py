@@ -223,7 +223,8 @@ def _read_tiny(source: Source, options: Options) -> Imported:
 def _set_common(config: Any, source: Source, fields: Mapping[str, Any]) -> None:
     with config.unlocked():
         config.data.channels = fields["in_channels"]
-        config.latent.stated = (factor := fields.get("scaling_factor")) is not None
+        factor = fields.get("scaling_factor")
+        config.latent.stated = factor is not None or config.model.kind == "taesd"
         config.latent.scaling = float(factor or 1.0)
         config.latent.shift = float(fields.get("shift_factor") or 0.0)
         config.latent.mean = tuple(float(v) for v in fields.get("latents_mean") or ())
@@ -305,21 +306,13 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
       UserError: a model that diffusers cannot hold, or a folder that cannot be written.
     """
     if config.model.kind == "taesd":
-        name, fields = "AutoencoderTiny", _tiny_fields(config)
-        table = taesd.table(config.model.variant, FORMAT)
+        fields, table = _tiny_fields(config), taesd.table(config.model.variant, FORMAT)
     else:
-        name, fields = "AutoencoderKL", _kl_fields(config)
-        if _is_packed(config):
-            name = "AutoencoderKLFlux2"
+        fields = _kl_fields(config)
         table = kl_table.table(kl_table.DIFFUSERS, config.model)
-    if not units.is_stated(config):
-        raise UserError(
-            f"{CONFIG} must say how the latent is scaled, and nobody has stated it: "
-            f"{units.ways_to_state(config)}; 1 is --scaling-factor 1; --format ldm leaves it open"
-        )
     tensors = model.tensors_of(config, table, params, dtype)
     tensors |= units.batch_statistics(config, dtype or config.model.stored)
-    about = {"_class_name": name, "_diffusers_version": "0.30.0"}
+    about = {"_class_name": class_name(config), "_diffusers_version": "0.30.0"}
     files.write_folder(
         out,
         {
@@ -354,8 +347,7 @@ def _kl_fields(config: Any) -> dict[str, Any]:
     if m.norm_eps != NORM_EPS:
         problems.append(f"group norms with eps {m.norm_eps}")
     if problems:
-        name = "AutoencoderKLFlux2" if packed else "AutoencoderKL"
-        raise UserError(f"{name} has no {', no '.join(problems)}")
+        raise UserError(f"{class_name(config)} has no {', no '.join(problems)}")
     down, up = (getattr(m, name, ()) for name in ("down_attention", "up_attention"))
     places = range(len(m.widths))
     fields = {
@@ -385,6 +377,13 @@ def _kl_fields(config: Any) -> dict[str, Any]:
         "latents_mean": list(latent.mean) or None,
         "latents_std": list(latent.std) or None,
     }
+
+
+def class_name(config: Any) -> str:
+    """diffusers' class of such a model."""
+    if config.model.kind == "taesd":
+        return "AutoencoderTiny"
+    return "AutoencoderKLFlux2" if _is_packed(config) else "AutoencoderKL"
 
 
 def _is_packed(config: Any) -> bool:

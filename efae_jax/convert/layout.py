@@ -196,7 +196,8 @@ def tensor_problems(
 
 def finite_problems(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """Says which tensors hold NaN or infinite numbers: how many, and the first; empty if none."""
-    bad = [n for n, a in tensors.items() if a.dtype.kind != "O" and not np.isfinite(a).all()]
+    numbers = {n: a for n, a in tensors.items() if a.dtype.name in (*STORED_TYPES, "float64")}
+    bad = [n for n, a in numbers.items() if not np.isfinite(a).all()]
     if not bad:
         return []
     shown = ", ".join(printable(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")
