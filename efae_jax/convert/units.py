@@ -167,7 +167,8 @@ def batch_statistics(config: Any, dtype: str) -> dict[str, np.ndarray]:
         "bn.running_mean": np.array(latent.mean, np.float32),
         "bn.running_var": np.array(latent.variance, np.float32),
     }
-    narrow = {name: a.astype(np.dtype(dtype)) for name, a in exact.items()}
+    with np.errstate(over="ignore"):
+        narrow = {name: a.astype(np.dtype(dtype)) for name, a in exact.items()}
     kept = all(np.array_equal(narrow[n].astype(np.float32), a) for n, a in exact.items())
     counter = {COUNTER: np.array(config.model.get("batches", 0), np.int64)}
     return (narrow if kept else exact) | counter
@@ -178,12 +179,12 @@ def is_stated(config: Any) -> bool:
 
     A run's config does. Of imports that kept no such field, neutral units were nobody's.
     """
-    latent, neutral = config.latent, Family("", 0, False, 1.0)
+    latent = config.latent
     if "stated" in latent:
         return latent.stated
-    units = (latent.scaling, latent.shift, len(latent.mean))
+    neutral = (latent.scaling, latent.shift, len(latent.mean)) == (1, 0, 0)
     imported = config.model.kind == "kl" and not config.get("method", "")
-    return not imported or units != (neutral.scaling, neutral.shift, 0)
+    return not (imported and neutral)
 
 
 def override(config: Any, scaling: float | None, shift: float | None) -> list[str]:
