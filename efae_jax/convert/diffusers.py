@@ -15,6 +15,17 @@ from typing import Any
 import numpy as np
 
 from efae_jax.convert import files, kl_table, model, taesd, units
+from efae_jax.convert.diffusers_config import (
+    DOWN,
+    FLUX2,
+    KEPT,
+    KL,
+    TINY,
+    UP,
+    attended,
+    checked_fields,
+    require_fields,
+)
 from efae_jax.convert.hub import CONFIG, WEIGHTS
 from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.convert.sources import DESCRIPTION
@@ -29,63 +40,6 @@ NORM_EPS = 1e-6
 # Fields that travel in config.json.
 IN_CONFIG = ("scaling", "shift", "mean", "std", "norm_groups", "norm_eps")
 
-# Fields without a meaning for the numbers; they are kept and written back.
-_KEPT = (
-    "_name_or_path",
-    "sample_size",
-    "force_upcast",
-    "latent_magnitude",
-    "latent_shift",
-)
-_DROPPED = ("_class_name", "_diffusers_version")
-# AutoencoderKL's fields with diffusers' defaults.
-_KL = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-# Those of AutoencoderKLFlux2, whose units are batch statistics among the weights.
-_UNITS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-_FLUX2 = {name: value for name, value in _KL.items() if name not in _UNITS} | {
-    "down_block_types": 4 * ["DownEncoderBlock2D"],
-    "up_block_types": 4 * ["UpDecoderBlock2D"],
-    "block_out_channels": [128, 256, 512, 512],
-    "decoder_block_out_channels": None,
-    "layers_per_block": 2,
-    "latent_channels": 32,
-    "batch_norm_eps": units.PATCH_EPS,
-    "batch_norm_momentum": 0.1,
-    "patch_size": [units.PATCH, units.PATCH],
-}
-_DOWN, _UP = "{}DownEncoderBlock2D", "{}UpDecoderBlock2D"
-_TINY = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "encoder_block_out_channels": [64, 64, 64, 64],
-    "decoder_block_out_channels": [64, 64, 64, 64],
-    "block_out_channels": [64, 64, 64, 64],
-    "act_fn": "relu",
-    "upsample_fn": "nearest",
-    "latent_channels": 4,
-    "upsampling_scaling_factor": 2,
-    "num_encoder_blocks": [1, 3, 3, 3],
-    "num_decoder_blocks": [3, 3, 3, 1],
-    "scaling_factor": 1.0,
-    "shift_factor": 0.0,
-}
 _NAMES = re.compile(r"(?:encoder|decoder)\.(?:mid_block|down_blocks|up_blocks|layers)\.")
 # Names that older versions of diffusers gave to the attention's matrices.
 _OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -124,13 +78,13 @@ def read(source: Source, options: Options) -> Imported:
 
 def _read_kl(source: Source, options: Options) -> Imported:
     packed = source.config["_class_name"] == "AutoencoderKLFlux2"
-    fields = _fields(source, _FLUX2 if packed else _KL)
+    fields = checked_fields(source, FLUX2 if packed else KL)
     widths = tuple(fields["block_out_channels"])
     decoder_widths = tuple(fields.get("decoder_block_out_channels") or ())
     allowed = {"act_fn": ["silu", "swish"], "out_channels": [fields["in_channels"]]}
     if packed:
         allowed["patch_size"] = [[units.PATCH, units.PATCH]]
-    _require_fields(source, fields, allowed)
+    require_fields(source, fields, allowed)
     found = units.Found(source.tensors, {})
     if packed:
         found = units.split(source.tensors, source.path)
@@ -144,11 +98,11 @@ def _read_kl(source: Source, options: Options) -> Imported:
         {
             "widths": widths,
             "decoder_widths": () if decoder_widths == widths else decoder_widths,
-            "down_attention": _attended(source, fields, "down_block_types", _DOWN, len(widths)),
+            "down_attention": attended(source, fields, "down_block_types", DOWN, len(widths)),
             "up_attention": tuple(
                 len(decoder_widths or widths) - 1 - i
-                for i in _attended(
-                    source, fields, "up_block_types", _UP, len(decoder_widths or widths)
+                for i in attended(
+                    source, fields, "up_block_types", UP, len(decoder_widths or widths)
                 )[::-1]
             ),
             "blocks": fields["layers_per_block"],
@@ -172,7 +126,7 @@ def _read_alone(source: Source, options: Options) -> Imported:
     """Weights without config.json."""
     if any(re.match(r"(?:encoder|decoder)\.layers\.", name) for name in source.tensors):
         bias = source.tensors.get("encoder.layers.14.bias")
-        channels = _TINY["latent_channels"] if bias is None else len(bias.reshape(-1))
+        channels = TINY["latent_channels"] if bias is None else len(bias.reshape(-1))
         told = {"_class_name": "AutoencoderTiny", "latent_channels": channels}
         return _read_tiny(dataclasses.replace(source, config=told), options)
     found = units.split(source.tensors, source.path)
@@ -189,28 +143,10 @@ def _read_alone(source: Source, options: Options) -> Imported:
     return Imported(config, params, FORMAT, {}, [f"{note} groups are diffusers' default", *notes])
 
 
-def _attended(
-    source: Source, fields: Mapping[str, Any], name: str, block: str, levels: int
-) -> tuple[int, ...]:
-    """The places of the blocks with attention, of `levels` blocks.
-
-    Raises:
-      UserError: for another number of blocks, or other ones.
-    """
-    plain, attention = block.format(""), block.format("Attn")
-    types = fields[name]
-    if len(types) != levels or any(t not in (plain, attention) for t in types):
-        raise UserError(
-            f"{source.path / CONFIG}: {name} is {types!r}, supported: {levels} of {plain!r} and "
-            f"{attention!r}"
-        )
-    return tuple(i for i, t in enumerate(types) if t == attention)
-
-
 def _read_tiny(source: Source, options: Options) -> Imported:
-    fields = _fields(source, _TINY)
+    fields = checked_fields(source, TINY)
     free = ("latent_channels", "scaling_factor", "shift_factor")
-    _require_fields(source, fields, {n: [v] for n, v in _TINY.items() if n not in free})
+    require_fields(source, fields, {n: [v] for n, v in TINY.items() if n not in free})
     found = Variant(fields["latent_channels"])
     variant, notes = taesd.choose_variant(found, source, options)
     config = taesd.new_config(variant, source)
@@ -229,58 +165,7 @@ def _set_common(config: Any, source: Source, fields: Mapping[str, Any]) -> None:
         config.latent.shift = float(fields.get("shift_factor") or 0.0)
         config.latent.mean = tuple(float(v) for v in fields.get("latents_mean") or ())
         config.latent.std = tuple(float(v) for v in fields.get("latents_std") or ())
-        config.model.diffusers = {n: source.config[n] for n in _KEPT if n in source.config}
-
-
-def _fields(source: Source, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's fields, those that are not there by default; types checked."""
-    where, config = source.path / CONFIG, source.config
-    unknown = sorted(set(config) - {*defaults, *_KEPT, *_DROPPED})
-    if unknown:
-        raise UserError(
-            f"{where}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(defaults)}"
-        )
-    fields = {name: config.get(name, default) for name, default in defaults.items()}
-    optional = (*_UNITS, "decoder_block_out_channels")
-    for name, value in fields.items():
-        default = defaults[name]
-        if value is None and name in optional:
-            continue
-        if isinstance(default, bool):
-            wanted, fits = "true or false", isinstance(value, bool)
-        elif isinstance(default, int):
-            wanted, fits = "a positive whole number", type(value) is int and value > 0
-        elif isinstance(default, str):
-            wanted, fits = "a string", isinstance(value, str)
-        elif name.endswith("block_out_channels"):  # None, where it may be, was passed over
-            wanted = "a list of positive whole numbers"
-            fits = (
-                isinstance(value, list) and value and all(type(v) is int and v > 0 for v in value)
-            )
-        elif isinstance(default, list):
-            wanted, fits = "a list", isinstance(value, list)
-        elif name in ("latents_mean", "latents_std"):
-            wanted = "a list of numbers, or null"
-            fits = isinstance(value, list) and all(model.is_number(v) for v in value)
-        else:
-            positive = name in ("scaling_factor", "batch_norm_eps")
-            wanted = "a positive number" if positive else "a number"
-            fits = model.is_number(value) and (not positive or value > 0)
-        if not fits:
-            raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
-    return fields
-
-
-def _require_fields(
-    source: Source, fields: Mapping[str, Any], allowed: Mapping[str, list[Any]]
-) -> None:
-    wrong = [
-        f"{name} is {fields[name]!r}, supported: {' or '.join(map(repr, values))}"
-        for name, values in allowed.items()
-        if fields[name] not in values
-    ]
-    if wrong:
-        raise UserError(f"{source.path / CONFIG}: {'; '.join(wrong)}")
+        config.model.diffusers = {n: source.config[n] for n in KEPT if n in source.config}
 
 
 def _modern(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -353,8 +238,8 @@ def _kl_fields(config: Any) -> dict[str, Any]:
     fields = {
         "in_channels": config.data.channels,
         "out_channels": config.data.channels,
-        "down_block_types": [_DOWN.format("Attn" * (i in down)) for i in places],
-        "up_block_types": [_UP.format("Attn" * (i in up)) for i in reversed(places)],
+        "down_block_types": [DOWN.format("Attn" * (i in down)) for i in places],
+        "up_block_types": [UP.format("Attn" * (i in up)) for i in reversed(places)],
         "block_out_channels": list(m.widths),
         "layers_per_block": m.blocks,
         "act_fn": "silu",
@@ -368,7 +253,7 @@ def _kl_fields(config: Any) -> dict[str, Any]:
         return fields | {
             "decoder_block_out_channels": list(m.decoder_widths) or None,
             "batch_norm_eps": latent.eps,
-            "batch_norm_momentum": _FLUX2["batch_norm_momentum"],
+            "batch_norm_momentum": FLUX2["batch_norm_momentum"],
             "patch_size": [latent.patch, latent.patch],
         }
     return fields | {
@@ -401,7 +286,7 @@ def _tiny_fields(config: Any) -> dict[str, Any]:
     if config.latent.mean:
         raise UserError("AutoencoderTiny has no mean and std per channel")
     # diffusers derives block_out_channels, and warns where it is stated.
-    return {name: value for name, value in _TINY.items() if name != "block_out_channels"} | {
+    return {name: value for name, value in TINY.items() if name != "block_out_channels"} | {
         "in_channels": IMAGE_CHANNELS,
         "latent_channels": variant.latent_channels,
         "scaling_factor": config.latent.scaling,
