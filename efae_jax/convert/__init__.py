@@ -137,16 +137,16 @@ def write_model(
             f"{', '.join(allowed)}"
         )
     out = Path(out)
-    if module is diffusers and not units.is_stated(config):
-        raise UserError(
-            f"diffusers' {CONFIG} must say how the latent is scaled, and nobody has stated it: "
-            f"{units.ways_to_state(config)}; 1 is --scaling-factor 1; --format ldm leaves it open"
-        )
     if module.FOLDER and out.suffix == ".safetensors":
         one = [f"--format {name}" for name in allowed if not FORMATS[name].FOLDER]
         raise UserError(
             f"format {format} writes a folder, and {out} names a file; give a folder"
             + (f", or {' or '.join(one)}" if one else "")
+        )
+    if module is diffusers and not units.is_stated(config):
+        raise UserError(
+            f"diffusers' {CONFIG} must say how the latent is scaled, and nobody has stated it: "
+            f"{units.ways_to_state(config)}; 1 is --scaling-factor 1; --format ldm leaves it open"
         )
     return format, module.write(config, params, out, dtype)
 
