@@ -49,6 +49,8 @@ def add_autoencoder(c: ConfigDict, kind: str) -> None:
     c.model.blocks = 2  # per level of the encoder
     c.model.latent_channels = 4
     c.model.attention = True  # in the middle
+    c.model.down_attention = ()  # encoder's levels, from the image inwards, with attention, too
+    c.model.up_attention = ()  # and the decoder's
     c.model.wavelet = False  # instead of the first downsampling
     c.model.quant = kind == "kl"  # 1x1 convolution behind the encoder
     c.model.post_quant = kind == "kl"  # and before the decoder

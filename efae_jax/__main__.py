@@ -28,6 +28,8 @@ from efae_jax.exits import ended_by, leave
 from efae_jax.host_memory import keep_scratch_memory
 from efae_jax.paths import is_remote, user_path
 
+MODEL = "a work directory, or what `import` takes"
+UNITS = ("scaling_factor", "shift_factor")  # options of `_add_units`
 SPLIT = ("data_dir", "split", "test_fraction", "max_pixels")  # options of `_add_split`
 IMAGES = ("data", "size", *SPLIT)  # options of `_add_images`
 MAX_PIXELS_HELP = "of an image; larger ones are left out; 80,000,000"
@@ -50,10 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m efae_jax", description="Work on trained models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    model_help = "a work directory, or what `import` takes"
-    dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
     c = commands.add_parser("evaluate", help="figures, pictures and a page of what a model does")
-    c.add_argument("--model", required=True, help=model_help)
+    _add_model(c)
     c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     _add_images(c, "test")
     c.add_argument("--num-images", type=int, default=0, help="a random choice of so many")
@@ -79,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0, help="of the samples and of the images' order")
     c.add_argument("--batch-size", type=int, help="16 a device, or fewer of large images")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images")
-    c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_evaluate, stopped="the same command goes on")
 
     c = commands.add_parser("compare", help="one table and page of several evaluations")
@@ -89,30 +88,28 @@ def _parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("reconstruct", help="what a model makes of images: pictures, figures")
     c.add_argument("images", nargs="+", help="files, folders at any depth, or SOURCE:PATH")
-    c.add_argument("--model", required=True, help=model_help)
+    _add_model(c)
     c.add_argument("--out", required=True, type=_local, help="a folder")
     _add_split(c, "all, or test where there are splits, unless given")
     c.add_argument("--act", metavar="G", help="transform the latent, too: h, v, hv, r90, r180, ...")
     c.add_argument("--tile", type=int, help="do larger images by tiles of so many pixels a side")
     c.add_argument("--size", type=int, help="resize and crop to this square")
-    c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_reconstruct, stopped="the pictures that are done stay where they are")
 
     c = commands.add_parser("lerp", help="one image's channels moved towards another's: pictures")
     c.add_argument("image", type=_path)
     c.add_argument("target", type=_path)
-    c.add_argument("--model", required=True, help=model_help)
+    _add_model(c)
     own_help = "a run of configs/disentangle.py, or a file; the one that the model carries"
     c.add_argument("--basis", type=_file, metavar="BASIS", help=own_help)
     c.add_argument("--semantic", type=int, help="semantic channels; what the basis says, or half")
     c.add_argument("--out", required=True, type=_local, help="a folder")
     c.add_argument("--alpha", type=float, default=0.9, help="share of the target; 0.9")
     c.add_argument("--size", type=int, help="resize and crop to this square; else config.data.size")
-    c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_lerp, stopped="the pictures that are done stay where they are")
 
     c = commands.add_parser("encode", help="write the latents of a data set, and their statistics")
-    c.add_argument("--model", required=True, help=model_help)
+    _add_model(c)
     c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     _add_images(c, "train")
     c.add_argument("--format", default="array_record", help="array_record or npz")
@@ -122,12 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--normalised", action="store_true", help="in a diffusion model's units")
     c.add_argument("--batch-size", type=int, help="8 a device unless given")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
-    c.add_argument("--dtype", help=dtype_help)
     c.add_argument("--store", type=_path, metavar="WORKDIR", help="the model with this mean, std")
     c.set_defaults(run=_encode, stopped="the same command goes on")
 
     c = commands.add_parser("embed", help="write latents with embeddings of captioned images")
-    c.add_argument("--model", required=True, help=model_help)
+    _add_model(c)
     c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
     c.add_argument(
         "--data",
@@ -152,7 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
     c.add_argument("--batch-size", type=int, help="of the encoder; 8 a device unless given")
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
-    c.add_argument("--dtype", help=dtype_help)
     c.set_defaults(run=_embed, stopped="the same command goes on")
 
     c = commands.add_parser("cache", help="decode and resize images once, for faster training")
@@ -192,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("out", type=_path, help="a .safetensors file, or a folder (diffusers, taesd)")
     c.add_argument("--format", help="the natural one of the model unless given")
     c.add_argument("--dtype", help="of the numbers in the file: float32, bfloat16, float16")
+    _add_units(c)
     c.add_argument("--verify", action="store_true", help="compare with the original library")
     c.set_defaults(run=_export, stopped="a file or folder is written whole or not at all")
 
@@ -199,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("source", help="a file, a folder, or a hub id: owner/name or owner/name/file")
     c.add_argument("workdir", type=_path)
     c.add_argument("--format", help="recognised from the content unless given")
-    c.add_argument("--scaling-factor", type=float, help="of the latent, where no file says it")
+    _add_units(c)
     c.add_argument("--padding", help="of the convolutions: zeros or reflect")
     c.add_argument("--variant", help="of TAESD, where several have the same shapes")
     c.add_argument("--heads", type=int, help="of the original EFAE's attention")
@@ -219,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser("benchmark", help="how fast this machine trains, samples, encodes")
     jobs_help = "efae, dit, sample, encode, decode, kl, eq (all of these), input, startup"
     c.add_argument("jobs", nargs="*", metavar="JOB", help=jobs_help)
-    c.add_argument("--model", help=f"that encodes and decodes, or samples: {model_help}")
+    c.add_argument("--model", help=f"that encodes and decodes, or samples: {MODEL}")
     c.add_argument("--peer", action="store_true", help="beside PyTorch, in turns, on one device")
     c.add_argument("--rounds", type=int, help="turns of each contender; 5, of slow ones 3")
     c.add_argument("--batch-size", type=int, help="images of a step; the job's own unless given")
@@ -229,6 +225,21 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_benchmark, stopped="--out holds the jobs that are done")
 
     return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """Options that name a model, as `efae_jax.load` takes it."""
+    dtype_help = "of the computation: float32, bfloat16 or auto; the model's unless given"
+    command.add_argument("--model", required=True, help=MODEL)
+    command.add_argument("--dtype", help=dtype_help)
+    _add_units(command)
+
+
+def _add_units(command: argparse.ArgumentParser) -> None:
+    """A diffusion model's units of the latent, (z - shift) scaling."""
+    add = command.add_argument
+    add("--scaling-factor", type=float, help="of the latent, instead of what the model states")
+    add("--shift-factor", type=float, help="that is taken off before")
 
 
 def _add_images(command: argparse.ArgumentParser, split: str) -> None:
@@ -285,7 +296,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     distributed.start(polls=True)
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
-    options = {name: getattr(args, name) for name in ("step", "dtype", "name", *IMAGES)}
+    options = {name: getattr(args, name) for name in ("step", "dtype", "name", *UNITS, *IMAGES)}
     evaluate(args.model, args.out, settings=settings, **options)
 
 
@@ -298,14 +309,16 @@ def _compare(args: argparse.Namespace) -> None:
 def _reconstruct(args: argparse.Namespace) -> None:
     from efae_jax.reconstruct import reconstruct
 
-    options = {name: getattr(args, name) for name in ("act", "tile", "size", "dtype", *SPLIT)}
+    names = ("act", "tile", "size", "dtype", *SPLIT, *UNITS)
+    options = {name: getattr(args, name) for name in names}
     reconstruct(args.model, args.images, args.out, **options)
 
 
 def _lerp(args: argparse.Namespace) -> None:
     from efae_jax.lerp import lerp
 
-    options = {name: getattr(args, name) for name in ("alpha", "size", "dtype", "semantic")}
+    names = ("alpha", "size", "dtype", "semantic", *UNITS)
+    options = {name: getattr(args, name) for name in names}
     lerp(args.model, args.basis, args.image, args.target, args.out, **options)
 
 
@@ -316,7 +329,7 @@ def _encode(args: argparse.Namespace) -> None:
     from efae_jax.extract import Settings
 
     distributed.start(polls=False)
-    names = ("batch_size", "max_bad", "dtype", "store", *IMAGES)
+    names = ("batch_size", "max_bad", "dtype", "store", *UNITS, *IMAGES)
     options = {name: getattr(args, name) for name in names}
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     encode_source(args.model, args.out, settings=settings, **options)
@@ -332,7 +345,8 @@ def _embed(args: argparse.Namespace) -> None:
 
     distributed.start(polls=False)
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
-    embed(args.model, args.out, settings, dtype=args.dtype)
+    options = {name: getattr(args, name) for name in ("dtype", *UNITS)}
+    embed(args.model, args.out, settings, **options)
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -369,12 +383,15 @@ def _export(args: argparse.Namespace) -> None:
     import jax
 
     from efae_jax import convert
-    from efae_jax.api import load
+    from efae_jax.api import load_asking
     from efae_jax.basis import write_beside
     from efae_jax.convert.verify import verify
     from efae_jax.disentangled.runs import export_run, is_basis_run
 
+    given = {name: getattr(args, name) for name in UNITS}
     if is_basis_run(args.workdir):
+        if any(value is not None for value in given.values()):
+            raise UserError("--scaling-factor, --shift-factor: a basis has no units of its own")
         if args.verify:
             raise UserError("--verify is for models; a basis has no library to compare with")
         name = export_run(args.workdir, args.out, args.format, args.dtype)
@@ -382,7 +399,7 @@ def _export(args: argparse.Namespace) -> None:
         return
     if args.format is not None:
         convert.get_format(args.format)
-    model = load(args.workdir)
+    model, _ = load_asking(args.workdir, **given)
     config, params = model.config, jax.device_get(model.params)
     name, notes = convert.write_model(config, params, args.out, args.format, args.dtype)
     print("\n".join([*notes, f"wrote {args.out}, format {name}"]))
@@ -425,7 +442,8 @@ def _import(args: argparse.Namespace) -> None:
         print(f"with the basis {basis.source}")
     for start, count in sorted(read.ignored.items()):
         print(f"not part of the autoencoder, not imported: {count} tensors {start}*")
-    print("\n".join([*read.notes, f"wrote {args.workdir}"]))
+    asks = [read.asks] if read.asks else []
+    print("\n".join([*read.notes, *asks, f"wrote {args.workdir}"]))
     print(f"efae_jax.load({str(args.workdir)!r}) gives the model")
     if args.verify:
         print("\n".join(verify(read.config, read.params, read, args.source)))

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from efae_jax import convert, sampling
 from efae_jax.basis import Basis, read_beside
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
-from efae_jax.convert import files
+from efae_jax.convert import files, layout, units
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
@@ -159,11 +159,15 @@ class Model:
             "sha256": digest.hexdigest(),
         }
 
-    def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Latents in the units of a diffusion model: by scaling, shift, or mean and std."""
+    def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... D"]:
+        """Latents in the units of a diffusion model: by scaling, shift, or mean and std.
+
+        D is C, but for FLUX.2, whose 2x2 positions are packed into D = 4 C channels, in half the
+        height and width. `act` takes latents in the model's own units, unpacked.
+        """
         return self._model.normalise(z)
 
-    def denormalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    def denormalise(self, z: Float[Array, "... D"]) -> Float[Array, "... C"]:
         """Back to the model's own units, which `decode` takes."""
         return self._model.denormalise(z)
 
@@ -357,7 +361,12 @@ class Model:
 
 
 def load(
-    source: str | os.PathLike[str], step: int | None = None, dtype: str | None = None
+    source: str | os.PathLike[str],
+    step: int | None = None,
+    dtype: str | None = None,
+    *,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
 ) -> Model:
     """A model on this machine's devices.
 
@@ -367,15 +376,49 @@ def load(
         repository on the hub, such as "stabilityai/sd-vae-ft-ema".
       step: of a work directory's checkpoint; the newest unless given.
       dtype: of the computation, "float32", "bfloat16" or "auto"; the config's unless given.
+      scaling_factor, shift_factor: units of the latent, for `normalise`; they take the place of
+        those that the model states.
 
     Raises:
-      UserError: when no model is there.
+      UserError: when no model is there, or its weights are not finite.
     """
+    model, asks = load_asking(
+        source, step, dtype, scaling_factor=scaling_factor, shift_factor=shift_factor
+    )
+    if asks:
+        log.warning("%s: %s", source, asks)
+    return model
+
+
+def load_asking(
+    source: str | os.PathLike[str],
+    step: int | None = None,
+    dtype: str | None = None,
+    *,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+) -> tuple[Model, str]:
+    """`load` without a warning where weights do not state the latent's units.
+
+    Returns:
+      the model, and that warning; empty where there is nothing to ask.
+    """
+    given = convert.Options(scaling_factor=scaling_factor, shift_factor=shift_factor)
     if not is_workdir(source):
-        return _load_weights(source, step, dtype)
+        return _load_weights(source, step, dtype, given)
     config = config_of(source)
     _set_dtype(config, dtype)
-    return _with_basis(source, restore(source, config, make_mesh(), step))
+    for note in units.override(config, scaling_factor, shift_factor):
+        log.warning("%s: %s", source, note)
+    restored = restore(source, config, make_mesh(), step)
+    _require_finite(restored.params, source)
+    return _with_basis(source, restored), ""
+
+
+def _require_finite(params: Any, source: str | os.PathLike[str]) -> None:
+    flat = layout.flatten(params)
+    problems = layout.finite_problems({name: np.asarray(a) for name, a in flat.items()})
+    layout.require(problems, f"{source} cannot be used")
 
 
 def is_workdir(path: str | os.PathLike[str]) -> bool:
@@ -393,10 +436,12 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str | None) -> Model:
+def _load_weights(
+    source: str | os.PathLike[str], step: int | None, dtype: str | None, given: convert.Options
+) -> tuple[Model, str]:
     if step is not None:
         raise UserError(f"{source} is no work directory, so it has no checkpoint of step {step}")
-    imported = convert.read_model(source)
+    imported = convert.read_model(source, options=given)
     for note in imported.notes:
         log.warning("%s: %s", source, note)
     if imported.ignored:
@@ -404,7 +449,8 @@ def _load_weights(source: str | os.PathLike[str], step: int | None, dtype: str |
         log.warning("%s: not part of the autoencoder, not loaded: %s", source, counts)
     _set_dtype(imported.config, dtype)
     params = jax.device_put(imported.params)
-    return _with_basis(source, Restored(_build(imported.config), params, imported.config, 0))
+    restored = Restored(_build(imported.config), params, imported.config, 0)
+    return _with_basis(source, restored), imported.asks
 
 
 def _with_basis(source: str | os.PathLike[str], restored: Restored) -> Model:

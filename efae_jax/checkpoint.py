@@ -388,7 +388,8 @@ def check_config(workdir: epath.PathLike, config: dict) -> None:
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"
         for name, old, new in differences(read_config(workdir), config)
-        if not name.startswith(MAY_CHANGE)
+        # A list that no run had when this one started, and that is empty, changes nothing.
+        if not name.startswith(MAY_CHANGE) and not (old is None and new == [])
     ]
     if changed:
         raise UserError(

@@ -62,12 +62,14 @@ def encode_source(
     max_bad: int = 100,
     dtype: str | None = None,
     store: Path | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
     **where: Any,
 ) -> dict[str, Any]:
     """The command: encodes, prints the statistics, returns what `latents.json` holds.
 
     Args:
-      model_source, dtype: for `efae_jax.load`.
+      model_source, dtype, scaling_factor, shift_factor: for `efae_jax.load`.
       out, settings, batch_size, max_bad: as for `Extractor`.
       store: a new work directory for the model with the mean and std per channel that were
         found as its normalisation (scaling 1, no shift).
@@ -75,7 +77,9 @@ def encode_source(
     """
     if store is not None:
         _check_store(store, settings)
-    model = load(model_source, dtype=dtype)
+    model = load(
+        model_source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor
+    )
     source, transform, described = make_source(model, **where)
     extractor = Extractor(
         model,
@@ -125,6 +129,9 @@ def store_statistics(model: Model, summary: dict[str, Any], workdir: Path) -> No
     with config.unlocked():
         config.latent.scaling, config.latent.shift = 1.0, 0.0
         config.latent.mean, config.latent.std = tuple(summary["mean"]), tuple(summary["std"])
+        config.latent.stated = True
+        for packed in ("patch", "variance", "eps"):  # which these take the place of
+            config.latent.pop(packed, None)
     params = {"autoencoder": jax.device_get(model.params)}
     save_model(workdir, params, json.loads(config.to_json_best_effort()))
 

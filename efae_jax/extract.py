@@ -112,7 +112,11 @@ class Extractor:
         posterior = _abstract(model.autoencoder.posterior, model.params, shape)
         if settings.sample and posterior.log_variance is None:
             raise UserError("--sample: the encoder is deterministic, there is nothing to draw")
-        self.shape = posterior.mean.shape[1:]
+        units = model.autoencoder.normalise if settings.normalised else lambda z: z
+        try:  # packed units change the shape
+            self.shape = jax.eval_shape(units, posterior.mean).shape[1:]
+        except ValueError as error:
+            raise UserError(str(error)) from error
         latent = model.config.latent.to_dict() if settings.normalised else {}
         self.record = {
             "model": {**model.identity, "config": model.config.model.to_dict(), "latent": latent},

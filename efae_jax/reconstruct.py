@@ -30,6 +30,7 @@ from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, make_output_folder, say, track
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.images import RANGE, WINDOW, ssim
+from efae_jax.models.build import compute_dtype, larger_range
 from efae_jax.models.conv_autoencoder import shrink
 from efae_jax.panels import Panel, draw_panels, picture
 from efae_jax.paths import is_remote, printable, user_path
@@ -51,6 +52,8 @@ def reconstruct(
     tile: int | None = None,
     size: int | None = None,
     dtype: str | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
     max_pixels: int | None = None,
     **where: Any,
 ) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def reconstruct(
       size: images are resized (shorter side) and cropped to this square; else they keep their
         size, but for a border that the factor leaves over. A flow's default is its config's.
       dtype: of the computation; the model's unless given.
+      scaling_factor, shift_factor: as for `efae_jax.load`.
       max_pixels: of an image that is decoded.
       where: `split`, `test_fraction` and `data_dir` of SOURCE:PATH, for `choose_images`.
 
@@ -88,7 +92,7 @@ def reconstruct(
     if act is not None and act not in SQUARE.elements:
         raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
     make_output_folder(out)
-    model = load(source, dtype=dtype)
+    model = load(source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor)
     images = _images(paths, model, where)
     reader = _Reader(model, size, max_pixels or MAX_PIXELS)
     _check(model, act, tile)
@@ -112,6 +116,8 @@ def reconstruct(
             continue
         try:
             shown = _one(model, image, act, tile)
+        except FloatingPointError as error:
+            raise RunError(f"{error} of {path} is not finite, {_computed_in(model)}") from error
         except ValueError as error:  # the mathematics and the models know no UserError
             raise UserError(f"{path}: {error}") from error
         except jax.errors.JaxRuntimeError as error:
@@ -199,6 +205,18 @@ class _Reader:
         )
 
 
+def _computed_in(model: Model) -> str:
+    dtype = jnp.dtype(compute_dtype(model.config.dtype)).name
+    return f"computed in {dtype}" + larger_range(dtype)
+
+
+def _finite(what: str, a: Any) -> Any:
+    """The array, unless it holds NaN or infinite numbers: FloatingPointError, which says `what`."""
+    if not np.isfinite(np.asarray(a)).all():
+        raise FloatingPointError(what)
+    return a
+
+
 def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
     height, width = image.shape[:2]
     if model.is_flow:
@@ -211,17 +229,22 @@ def _too_large(model: Model, image: np.ndarray, tile: int | None) -> str:
 
 
 def _one(model: Model, image: np.ndarray, act: str | None, tile: int | None) -> dict[str, Any]:
-    """Input, reconstruction and figures of one image; with `act`, of g x, too."""
+    """Input, reconstruction and figures of one image; with `act`, of g x, too.
+
+    Raises:
+      FloatingPointError: saying what is not finite.
+    """
     target = to_float(image[None])
-    z = model.encode(shrink(target, model.upscale), tile=tile)
+    z = _finite("the latent", model.encode(shrink(target, model.upscale), tile=tile))
     noise = jax.random.normal(jax.random.key(SEED), target.shape) if model.is_flow else None
-    decoded = model.decode(z, noise=noise, tile=tile)
+    decoded = _finite("the decoded image", model.decode(z, noise=noise, tile=tile))
     figures = _figures(decoded, target)
     shown = {"input": image, "reconstruction": to_pixels(decoded[0]), "figures": figures}
     if act is not None:
         moved = act_on_positions(act, target)
         noise = None if noise is None else act_on_positions(act, noise)
         decoded = np.asarray(model.decode(act_on_latent(model, act, z), noise=noise, tile=tile))
+        _finite(f"the image decoded under {act}", decoded)
         figures |= {f"{act}_{k}": value for k, value in _figures(decoded, moved).items()}
         difference = np.abs(decoded - moved)[0]
         shown |= {

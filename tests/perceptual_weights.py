@@ -35,7 +35,8 @@ def vgg16():
 def as_lpips_package(tensors):
     """The names of the `lpips` package's own state dict, with what it stores beside."""
     slices = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}
-    renamed = {"scaling_layer.shift": np.zeros((1, 3, 1, 1), np.float32)}
+    shift = np.array([-0.030, -0.088, -0.188], np.float32)
+    renamed = {"scaling_layer.shift": shift.reshape(1, 3, 1, 1)}
     for name, tensor in tensors.items():
         if name.startswith("features."):
             n = int(name.split(".")[1])

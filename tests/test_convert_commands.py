@@ -58,7 +58,7 @@ def test_verifying_prints_the_largest_differences(checkpoint, tmp_path, capsys):
     pytest.importorskip("torch")
     path, _ = checkpoint
     workdir, folder = tmp_path / "workdir", tmp_path / "folder"
-    assert main(["import", str(path), str(workdir), "--verify"]) == 0
+    assert main(["import", str(path), str(workdir), "--verify", "--scaling-factor=1"]) == 0
     assert main(["export", str(workdir), str(folder), "--verify"]) == 0
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if "JAX and PyTorch" in line]
@@ -88,7 +88,10 @@ def test_verifying_prints_the_largest_differences(checkpoint, tmp_path, capsys):
             "format diffusers writes a folder, and m.safetensors names a file; give a folder, or "
             "--format ldm",
         ),
-        (["export", "MODEL", "new", "--dtype", "int4"], "--dtype int4: no such type"),
+        (
+            ["export", "MODEL", "new", "--dtype=int4", "--scaling-factor=1"],
+            "--dtype int4: no such type",
+        ),
         (["export", "nowhere", "new"], "cannot read nowhere"),
     ],
 )

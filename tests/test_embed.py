@@ -93,7 +93,7 @@ load = functools.cache(efae_jax.load)  # loading takes longer than all the rest
 @pytest.fixture
 def loaded(monkeypatch):
     """A model is loaded once."""
-    monkeypatch.setattr(command, "load", lambda source, dtype: load(source))
+    monkeypatch.setattr(command, "load", lambda source, **_: load(source))
 
 
 @pytest.fixture

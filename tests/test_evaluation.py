@@ -253,8 +253,12 @@ def test_an_fid_is_of_eight_bit_pixels_by_its_own_name(kl, images, tmp_path, no_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "FrechetFeatures", CornerMeans)
         patch.setattr(networks, "read_inception", lambda source: {"weight": np.float32(0.1)})
-        found = run(kl, tmp_path / "out", images, latent="mean", inception="weights.pth")
+        (tmp_path / "weights.pth").write_bytes(b"")
+        weights = str(tmp_path / "weights.pth")
+        found = run(kl, tmp_path / "out", images, latent="mean", inception=weights)
     assert found["frechet"] == "pytorch-fid"
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert found["networks"] == {"inception": {"file": "weights.pth", "sha256": empty}}
     assert "rFID (pytorch-fid)" in (tmp_path / "out" / "index.html").read_text()
     model, x = efae_jax.load(kl), pixels(images)
     z = np.asarray(model.encode(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from tiny_nets import operations
 from weights import SHARED, assert_close, assert_same_bytes, error_of, needs, nhwc
 
 from efae_jax.convert import hub, layout
+from efae_jax.convert.fingerprint import identify
 from efae_jax.convert.inception import read_inception
 from efae_jax.models.frechet_features import torch_fidelity_input
 from efae_jax.models.inception import _average_pool
@@ -97,11 +99,57 @@ def test_average_pools_do_not_count_the_padding():
 def test_files_of_torch_save_give_the_same(params, tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(tensor) for name, tensor in state_dict().items()}
-    tensors["AuxLogits.conv0.conv.weight"] = torch.zeros(128, 768, 1, 1)
     path = tmp_path / "weights.pth"
     # The published files are older than PyTorch's zip format.
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
     assert_same_bytes(read_inception(path), params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fc.weight": np.zeros((1000, 2048)), "fc.bias": np.zeros(1000)},
+        {"AuxLogits.conv0.conv.weight": np.zeros((128, 768, 1, 1))},
+    ],
+)
+def test_torchvisions_network_is_called_so(changes, tmp_path):
+    """The same names and shapes up to the last feature, and other weights."""
+    changes = {name: a.astype(np.float32) for name, a in changes.items()}
+    path = tmp_path / "inception_v3_google.safetensors"
+    safetensors.numpy.save_file(state_dict() | changes, path)
+    message = error_of(read_inception, path)
+    assert f"{path} is torchvision's InceptionV3" in message
+    assert "pt_inception-2015-12-05-6726825d.pth" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"fc.weight": None, "fc.bias": None}, "2 missing: fc.bias, fc.weight"),
+        ({"fc.bias": np.zeros(5, np.float32)}, "fc.bias is (5,), expected (1008,)"),
+        ({"fc.bias": np.full(1008, np.nan, np.float32)}, "1 of 472 tensors hold numbers that"),
+        ({"Conv2d_3b_1x1.bn.bias": np.full(80, np.inf, np.float16)}, "finite: Conv2d_3b_1x1.bn.b"),
+    ],
+)
+def test_the_whole_network_is_looked_at(changes, expected, tmp_path):
+    tensors = {n: a for n, a in (state_dict() | changes).items() if a is not None}
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    assert expected in error_of(read_inception, path)
+
+
+def test_a_name_that_states_another_fingerprint_is_said(tmp_path, caplog):
+    content = b"no weights"
+    digest = hashlib.sha256(content).hexdigest()
+    for name in (f"net-{digest[:8]}.pth", "net.pth", "net-2015-12-05.pth"):
+        (tmp_path / name).write_bytes(content)
+        assert identify(tmp_path / name) == {"file": name, "sha256": digest}
+    assert not caplog.text
+    other = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    other.write_bytes(content)
+    assert identify(other)["sha256"] == digest
+    assert f"begins with {digest[:8]}, that of the published one with 6726825d" in caplog.text
+    assert "cannot read" in error_of(identify, tmp_path / "none-6726825d.pth")
 
 
 def test_all_mistakes_are_listed_in_one_line(tmp_path):

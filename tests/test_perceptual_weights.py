@@ -45,7 +45,7 @@ def assert_alex(params):
 
 
 def test_torchvision_names_the_lpips_package_and_the_flax_pickle_give_the_same(tmp_path):
-    classifier = {"classifier.1.weight": np.zeros((2, 2), np.float32)}
+    classifier = {"classifier.6.weight": np.zeros((1000, 4096), np.float32)}
     torchvision = write(tmp_path / "a", ALEX | classifier)
     lpips = write(tmp_path / "b", as_lpips_package(ALEX))
     flax = write_pickle(tmp_path / "c", as_flax_pickle(ALEX))
@@ -230,3 +230,21 @@ def test_heads_of_the_patch_discriminator():
     del tensors["binary_classifier5.0.bias"]
     with pytest.raises(UserError, match=r"missing: binary_classifier5\.0\.bias"):
         perceptual.patch_heads(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("classifier.6.weight", np.zeros((10, 4096)), "is (10, 4096), expected (1000, 4096)"),
+        ("classifier.7.bias", np.zeros(4), "left over: classifier.7.bias"),
+        ("scaling_layer.scale", np.ones((1, 3, 1, 1)), "scaling_layer.scale is not (0.458"),
+        ("lins.0.model.1.weight", np.ones((1, 64, 1, 1)), "differs from the head of that number"),
+        ("lins.7.model.1.weight", np.ones(3), "left over: lins.7.model.1.weight"),
+        ("features.0.bias", np.full(64, np.nan), "1 of 15 tensors hold numbers that are not fini"),
+    ],
+)
+def test_what_is_not_needed_must_be_as_published_too(name, value, expected, tmp_path):
+    path = write(tmp_path / "a", ALEX | {name: value.astype(np.float32)})
+    with pytest.raises(UserError) as caught:
+        perceptual.read_lpips("alex", path)
+    assert expected in str(caught.value)

@@ -7,15 +7,37 @@ write_model(imported.config, imported.params, "out", "diffusers")
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from efae_jax.convert import diffusers, efae, layout, ldm, sketch, sources, taesd, vqgan_training
+from efae_jax.convert import (
+    diffusers,
+    efae,
+    layout,
+    ldm,
+    sketch,
+    sources,
+    taesd,
+    units,
+    vqgan_training,
+)
+from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported, Options
 from efae_jax.errors import UserError
 
+# Autoencoders that are not read, by names that no other has.
+_OTHERS = {
+    "a model with a codebook (VQ)": re.compile(r"(?:^|\.)(?:quantize\.embedding|vquantizer)\."),
+    "an asymmetric AutoencoderKL": re.compile(r"(?:^|\.)decoder\.condition_encoder\."),
+    "a deep-compression autoencoder (DC-AE)": re.compile(
+        r"(?:^|\.)(?:encoder\.project_in|(?:encoder\.down|decoder\.up)_blocks\.\d+\.\d+)\."
+    ),
+}
+# Options that every format takes: the units of the latent.
+UNITS = ("scaling_factor", "shift_factor")
 # Of each: FORMAT, KINDS (of config.model.kind that it writes), OPTIONS, FOLDER (whether it writes
 # one, or a file), matches, read, write.
 # The first that matches reads; the first that writes a kind is its natural format.
@@ -56,6 +78,7 @@ def read_model(
     found = sources.read_source(source)
     if format is None:
         format = next((name for name, module in FORMATS.items() if module.matches(found)), None)
+    _require_supported(found, source)
     if format is None:
         if sketch.matches(found.tensors):
             raise sketch.DisentanglerError(
@@ -70,13 +93,16 @@ def read_model(
         )
     module = FORMATS[format]
     for name, value in options._asdict().items():
-        if value is not None and name not in module.OPTIONS:
-            allowed = " and ".join(_flag(option) for option in module.OPTIONS)
+        if value is not None and name not in UNITS + module.OPTIONS:
+            allowed = " and ".join(_flag(option) for option in UNITS + module.OPTIONS)
             raise UserError(f"{_flag(name)}: format {format} takes only {allowed}")
     imported = module.read(found, options)
     with imported.config.unlocked():
         imported.config.model.source = str(source)
-    return imported
+    notes = units.override(imported.config, options.scaling_factor, options.shift_factor)
+    return imported._replace(
+        notes=[*imported.notes, *notes], asks=units.unstated_note(imported.config)
+    )
 
 
 def write_model(
@@ -99,7 +125,8 @@ def write_model(
       the format, and what is lost in it, one line each.
 
     Raises:
-      UserError: a format that does not hold such a model, or a place that cannot be written.
+      UserError: a format that does not hold such a model, units of the latent that diffusers'
+        folder must state and nobody has, or a place that cannot be written.
     """
     allowed = formats_of(config)
     format = allowed[0] if format is None else format
@@ -115,6 +142,11 @@ def write_model(
         raise UserError(
             f"format {format} writes a folder, and {out} names a file; give a folder"
             + (f", or {' or '.join(one)}" if one else "")
+        )
+    if module is diffusers and not units.is_stated(config):
+        raise UserError(
+            f"diffusers' {CONFIG} must say how the latent is scaled, and nobody has stated it: "
+            f"{units.ways_to_state(config)}; 1 is --scaling-factor 1; --format ldm leaves it open"
         )
     return format, module.write(config, params, out, dtype)
 
@@ -133,6 +165,22 @@ def get_format(name: str) -> ModuleType:
     if name not in FORMATS:
         raise UserError(f"--format {name}: no such format; allowed: {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def _require_supported(found: sources.Source, source: str | os.PathLike[str]) -> None:
+    """Refuses autoencoders of other kinds by name, instead of listing what they lack."""
+    part = re.compile(r"(?:^|\.)(?:en|de)coder\.")
+    for name, tensor in found.tensors.items():
+        what = ""
+        if tensor.ndim == 5 and part.search(name):
+            what = "a model of videos, with 3D convolutions"
+        elif found.config is None:  # which would name its class
+            what = next((what for what, pattern in _OTHERS.items() if pattern.search(name)), "")
+        if what:
+            raise UserError(
+                f"{source} is {what} ({layout.printable(name)}); not supported: KL autoencoders, "
+                "Aura's, TAESD and the original EFAE are"
+            )
 
 
 def _flag(option: str) -> str:

@@ -1,4 +1,8 @@
-"""diffusers' folders: config.json and weights, of AutoencoderKL and of AutoencoderTiny."""
+"""diffusers' folders: config.json and weights of AutoencoderKL, that of FLUX.2, AutoencoderTiny.
+
+Weights alone, without config.json, are read too: names and shapes say all but the units of the
+latent, and group norms have diffusers' default of 32 groups.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from efae_jax.convert import files, kl_table, model, taesd
+from efae_jax.convert import files, kl_table, model, taesd, units
+from efae_jax.convert.diffusers_config import (
+    DOWN,
+    FLUX2,
+    KEPT,
+    KL,
+    TINY,
+    UP,
+    attended,
+    checked_fields,
+    require_fields,
+)
 from efae_jax.convert.hub import CONFIG, WEIGHTS
 from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.convert.sources import DESCRIPTION
@@ -19,61 +34,18 @@ from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, Variant
 
 FORMAT = "diffusers"
 KINDS = ("kl", "taesd")
-OPTIONS = ("scaling_factor", "padding", "variant")
+OPTIONS = ("padding", "variant")
 FOLDER = True
 NORM_EPS = 1e-6
 # Fields that travel in config.json.
 IN_CONFIG = ("scaling", "shift", "mean", "std", "norm_groups", "norm_eps")
 
-# Fields without a meaning for the numbers; they are kept and written back.
-_KEPT = (
-    "_name_or_path",
-    "sample_size",
-    "force_upcast",
-    "latent_magnitude",
-    "latent_shift",
-)
-_DROPPED = ("_class_name", "_diffusers_version")
-# AutoencoderKL's fields with diffusers' defaults.
-_KL = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-_TINY = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "encoder_block_out_channels": [64, 64, 64, 64],
-    "decoder_block_out_channels": [64, 64, 64, 64],
-    "block_out_channels": [64, 64, 64, 64],
-    "act_fn": "relu",
-    "upsample_fn": "nearest",
-    "latent_channels": 4,
-    "upsampling_scaling_factor": 2,
-    "num_encoder_blocks": [1, 3, 3, 3],
-    "num_decoder_blocks": [3, 3, 3, 1],
-    "scaling_factor": 1.0,
-    "shift_factor": 0.0,
-}
 _NAMES = re.compile(r"(?:encoder|decoder)\.(?:mid_block|down_blocks|up_blocks|layers)\.")
 # Names that older versions of diffusers gave to the attention's matrices.
 _OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _ATTENTION = re.compile(
-    r"((?:encoder|decoder)\.mid_block\.attentions\.0)\.(query|key|value|proj_attn|to_[qkv]|to_out\.0)"
-    r"\.(weight|bias)"
+    r"((?:encoder|decoder)\.(?:mid_block|(?:down|up)_blocks\.\d+)\.attentions\.\d+)"
+    r"\.(query|key|value|proj_attn)\.(weight|bias)"
 )
 
 
@@ -83,18 +55,19 @@ def matches(source: Source) -> bool:
 
 
 def read(source: Source, options: Options) -> Imported:
-    """Reads an AutoencoderKL or AutoencoderTiny.
+    """Reads an AutoencoderKL, AutoencoderKLFlux2 or AutoencoderTiny.
 
     Raises:
       UserError: a config with a field or value that is not supported, or names or shapes that
         do not fit (all listed).
     """
-    readers: dict[str, Callable] = {"AutoencoderKL": _read_kl, "AutoencoderTiny": _read_tiny}
+    readers: dict[str, Callable] = {
+        "AutoencoderKL": _read_kl,
+        "AutoencoderKLFlux2": _read_kl,
+        "AutoencoderTiny": _read_tiny,
+    }
     if source.config is None:
-        raise UserError(
-            f"{source.path}: the names are diffusers', but there is no {CONFIG}; give the folder "
-            f"that holds both, with the weights as {WEIGHTS[0]}"
-        )
+        return _read_alone(source, options)
     name = source.config.get("_class_name")
     if name not in readers:
         raise UserError(
@@ -104,24 +77,34 @@ def read(source: Source, options: Options) -> Imported:
 
 
 def _read_kl(source: Source, options: Options) -> Imported:
-    fields = _fields(source, _KL)
-    levels = len(fields["block_out_channels"])
-    _require_fields(
-        source,
-        fields,
-        {
-            "down_block_types": [levels * ["DownEncoderBlock2D"]],
-            "up_block_types": [levels * ["UpDecoderBlock2D"]],
-            "act_fn": ["silu", "swish"],
-            "out_channels": [fields["in_channels"]],
-        },
-    )
-    source = dataclasses.replace(source, tensors=_modern(source.tensors))
+    packed = source.config["_class_name"] == "AutoencoderKLFlux2"
+    fields = checked_fields(source, FLUX2 if packed else KL)
+    widths = tuple(fields["block_out_channels"])
+    decoder_widths = tuple(fields.get("decoder_block_out_channels") or ())
+    allowed = {"act_fn": ["silu", "swish"], "out_channels": [fields["in_channels"]]}
+    if packed:
+        allowed["patch_size"] = [[units.PATCH, units.PATCH]]
+    require_fields(source, fields, allowed)
+    found = units.Found(source.tensors, {})
+    if packed:
+        found = units.split(source.tensors, source.path)
+        if not found.fields:
+            raise UserError(f"{source.path}: bn.running_mean and bn.running_var are missing")
+        found.fields["eps"] = float(fields["batch_norm_eps"])
+    source = dataclasses.replace(source, tensors=_modern(found.tensors))
     config = model.new_config(
         "kl",
         source,
         {
-            "widths": tuple(fields["block_out_channels"]),
+            "widths": widths,
+            "decoder_widths": () if decoder_widths == widths else decoder_widths,
+            "down_attention": attended(source, fields, "down_block_types", DOWN, len(widths)),
+            "up_attention": tuple(
+                len(decoder_widths or widths) - 1 - i
+                for i in attended(
+                    source, fields, "up_block_types", UP, len(decoder_widths or widths)
+                )[::-1]
+            ),
             "blocks": fields["layers_per_block"],
             "latent_channels": fields["latent_channels"],
             "attention": fields["mid_block_add_attention"],
@@ -132,15 +115,38 @@ def _read_kl(source: Source, options: Options) -> Imported:
         },
     )
     _set_common(config, source, fields)
+    if packed:
+        units.set_known(config, found)
     model.state(config, source, FORMAT, options, IN_CONFIG)
     table = kl_table.table(kl_table.DIFFUSERS, config.model)
     return Imported(config, model.convert(config, table, source, FORMAT, []), FORMAT, {}, [])
 
 
+def _read_alone(source: Source, options: Options) -> Imported:
+    """Weights without config.json."""
+    if any(re.match(r"(?:encoder|decoder)\.layers\.", name) for name in source.tensors):
+        bias = source.tensors.get("encoder.layers.14.bias")
+        channels = TINY["latent_channels"] if bias is None else len(bias.reshape(-1))
+        told = {"_class_name": "AutoencoderTiny", "latent_channels": channels}
+        return _read_tiny(dataclasses.replace(source, config=told), options)
+    found = units.split(source.tensors, source.path)
+    source = dataclasses.replace(source, tensors=_modern(found.tensors))
+    fields, image, problems = kl_table.infer(source.tensors, kl_table.DIFFUSERS)
+    config = model.new_config("kl", source, fields | {"norm_eps": NORM_EPS})
+    with config.unlocked():
+        config.data.channels = image
+    notes = units.set_known(config, found)
+    model.state(config, source, FORMAT, options, IN_CONFIG)
+    table = kl_table.table(kl_table.DIFFUSERS, config.model)
+    params = model.convert(config, table, source, FORMAT, problems)
+    note = f"there is no {CONFIG}: the structure is that of names and shapes, the group norms' 32"
+    return Imported(config, params, FORMAT, {}, [f"{note} groups are diffusers' default", *notes])
+
+
 def _read_tiny(source: Source, options: Options) -> Imported:
-    fields = _fields(source, _TINY)
+    fields = checked_fields(source, TINY)
     free = ("latent_channels", "scaling_factor", "shift_factor")
-    _require_fields(source, fields, {n: [v] for n, v in _TINY.items() if n not in free})
+    require_fields(source, fields, {n: [v] for n, v in TINY.items() if n not in free})
     found = Variant(fields["latent_channels"])
     variant, notes = taesd.choose_variant(found, source, options)
     config = taesd.new_config(variant, source)
@@ -153,74 +159,24 @@ def _read_tiny(source: Source, options: Options) -> Imported:
 def _set_common(config: Any, source: Source, fields: Mapping[str, Any]) -> None:
     with config.unlocked():
         config.data.channels = fields["in_channels"]
-        config.latent.scaling = float(fields["scaling_factor"])
-        config.latent.shift = float(fields["shift_factor"] or 0.0)
+        factor = fields.get("scaling_factor")
+        config.latent.stated = factor is not None or config.model.kind == "taesd"
+        config.latent.scaling = float(factor or 1.0)
+        config.latent.shift = float(fields.get("shift_factor") or 0.0)
         config.latent.mean = tuple(float(v) for v in fields.get("latents_mean") or ())
         config.latent.std = tuple(float(v) for v in fields.get("latents_std") or ())
-        config.model.diffusers = {n: source.config[n] for n in _KEPT if n in source.config}
-
-
-def _fields(source: Source, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's fields, those that are not there by default; types checked."""
-    where, config = source.path / CONFIG, source.config
-    unknown = sorted(set(config) - {*defaults, *_KEPT, *_DROPPED})
-    if unknown:
-        raise UserError(
-            f"{where}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(defaults)}"
-        )
-    fields = {name: config.get(name, default) for name, default in defaults.items()}
-    optional = ("shift_factor", "latents_mean", "latents_std")
-    for name, value in fields.items():
-        default = defaults[name]
-        if value is None and name in optional:
-            continue
-        if isinstance(default, bool):
-            wanted, fits = "true or false", isinstance(value, bool)
-        elif isinstance(default, int):
-            wanted, fits = "a positive whole number", type(value) is int and value > 0
-        elif isinstance(default, str):
-            wanted, fits = "a string", isinstance(value, str)
-        elif name.endswith("block_out_channels"):
-            wanted = "a list of positive whole numbers"
-            fits = (
-                isinstance(value, list) and value and all(type(v) is int and v > 0 for v in value)
-            )
-        elif isinstance(default, list):
-            wanted, fits = "a list", isinstance(value, list)
-        elif name in ("latents_mean", "latents_std"):
-            wanted = "a list of numbers, or null"
-            fits = isinstance(value, list) and all(model.is_number(v) for v in value)
-        else:
-            wanted = "a number"
-            fits = model.is_number(value) and (name != "scaling_factor" or value > 0)
-        if not fits:
-            raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
-    return fields
-
-
-def _require_fields(
-    source: Source, fields: Mapping[str, Any], allowed: Mapping[str, list[Any]]
-) -> None:
-    wrong = [
-        f"{name} is {fields[name]!r}, supported: {' or '.join(map(repr, values))}"
-        for name, values in allowed.items()
-        if fields[name] not in values
-    ]
-    if wrong:
-        raise UserError(f"{source.path / CONFIG}: {'; '.join(wrong)}")
+        config.model.diffusers = {n: source.config[n] for n in KEPT if n in source.config}
 
 
 def _modern(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Today's names of the attention's matrices, which once were 1x1 convolutions."""
+    """Today's names of the attention's matrices."""
     renamed = {}
     for name, tensor in tensors.items():
         if match := _ATTENTION.fullmatch(name):
             attention, part, kind = match.groups()
-            new = f"{attention}.{_OLDER.get(part, part)}.{kind}"
+            new = f"{attention}.{_OLDER[part]}.{kind}"
             # Both names for one array: the older one is reported as left over.
-            name = name if new != name and new in tensors else new
-            if kind == "weight" and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-                tensor = tensor[:, :, 0, 0]
+            name = name if new in tensors else new
         renamed[name] = tensor
     return renamed
 
@@ -235,13 +191,13 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
       UserError: a model that diffusers cannot hold, or a folder that cannot be written.
     """
     if config.model.kind == "taesd":
-        name, fields = "AutoencoderTiny", _tiny_fields(config)
-        table = taesd.table(config.model.variant, FORMAT)
+        fields, table = _tiny_fields(config), taesd.table(config.model.variant, FORMAT)
     else:
-        name, fields = "AutoencoderKL", _kl_fields(config)
+        fields = _kl_fields(config)
         table = kl_table.table(kl_table.DIFFUSERS, config.model)
     tensors = model.tensors_of(config, table, params, dtype)
-    about = {"_class_name": name, "_diffusers_version": "0.30.0"}
+    tensors |= units.batch_statistics(config, dtype or config.model.stored)
+    about = {"_class_name": class_name(config), "_diffusers_version": "0.30.0"}
     files.write_folder(
         out,
         {
@@ -266,31 +222,57 @@ def _kl_fields(config: Any) -> dict[str, Any]:
     problems = []
     if m.wavelet:
         problems.append("wavelet input")
-    if tuple(m.decoder_widths) not in ((), tuple(m.widths)):
+    packed = _is_packed(config)
+    if tuple(m.decoder_widths) not in ((), tuple(m.widths)) and not packed:
         problems.append("decoder of other widths")
+    if packed and len(m.decoder_widths or m.widths) != len(m.widths):
+        problems.append("decoder with more levels than its encoder")
+    if packed and (latent.scaling, latent.shift) != (1, 0):
+        problems.append("scaling and shift beside the statistics of patches")
     if m.norm_eps != NORM_EPS:
         problems.append(f"group norms with eps {m.norm_eps}")
     if problems:
-        raise UserError(f"AutoencoderKL has no {', no '.join(problems)}")
-    levels = len(m.widths)
-    return {
+        raise UserError(f"{class_name(config)} has no {', no '.join(problems)}")
+    down, up = (getattr(m, name, ()) for name in ("down_attention", "up_attention"))
+    places = range(len(m.widths))
+    fields = {
         "in_channels": config.data.channels,
         "out_channels": config.data.channels,
-        "down_block_types": levels * ["DownEncoderBlock2D"],
-        "up_block_types": levels * ["UpDecoderBlock2D"],
+        "down_block_types": [DOWN.format("Attn" * (i in down)) for i in places],
+        "up_block_types": [UP.format("Attn" * (i in up)) for i in reversed(places)],
         "block_out_channels": list(m.widths),
         "layers_per_block": m.blocks,
         "act_fn": "silu",
         "latent_channels": m.latent_channels,
         "norm_num_groups": m.norm_groups,
-        "scaling_factor": latent.scaling,
-        "shift_factor": latent.shift or None,
-        "latents_mean": list(latent.mean) or None,
-        "latents_std": list(latent.std) or None,
         "use_quant_conv": m.quant,
         "use_post_quant_conv": m.post_quant,
         "mid_block_add_attention": m.attention,
     }
+    if packed:
+        return fields | {
+            "decoder_block_out_channels": list(m.decoder_widths) or None,
+            "batch_norm_eps": latent.eps,
+            "batch_norm_momentum": FLUX2["batch_norm_momentum"],
+            "patch_size": [latent.patch, latent.patch],
+        }
+    return fields | {
+        "scaling_factor": latent.scaling,
+        "shift_factor": latent.shift or None,
+        "latents_mean": list(latent.mean) or None,
+        "latents_std": list(latent.std) or None,
+    }
+
+
+def class_name(config: Any) -> str:
+    """diffusers' class of such a model."""
+    if config.model.kind == "taesd":
+        return "AutoencoderTiny"
+    return "AutoencoderKLFlux2" if _is_packed(config) else "AutoencoderKL"
+
+
+def _is_packed(config: Any) -> bool:
+    return getattr(config.latent, "patch", 1) != 1
 
 
 def _tiny_fields(config: Any) -> dict[str, Any]:
@@ -304,7 +286,7 @@ def _tiny_fields(config: Any) -> dict[str, Any]:
     if config.latent.mean:
         raise UserError("AutoencoderTiny has no mean and std per channel")
     # diffusers derives block_out_channels, and warns where it is stated.
-    return {name: value for name, value in _TINY.items() if name != "block_out_channels"} | {
+    return {name: value for name, value in TINY.items() if name != "block_out_channels"} | {
         "in_channels": IMAGE_CHANNELS,
         "latent_channels": variant.latent_channels,
         "scaling_factor": config.latent.scaling,

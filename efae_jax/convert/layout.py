@@ -159,7 +159,7 @@ def checked_to_ours(
       UserError: lists every name that is missing, left over, or of a wrong shape or type.
     """
     problems = name_problems((entry.theirs for entry in table), tensors)
-    problems += tensor_problems(table, tensors, abstract)
+    problems += tensor_problems(table, tensors, abstract) or finite_problems(tensors)
     require(problems, problem)
     return to_ours(table, tensors)
 
@@ -192,6 +192,16 @@ def tensor_problems(
                 f"{entry.theirs} is {tensor.dtype.name}, expected {' or '.join(STORED_TYPES)}"
             )
     return _list("of the wrong shape", shapes, "; ") + _list("of the wrong type", types, "; ")
+
+
+def finite_problems(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Says which tensors hold NaN or infinite numbers: how many, and the first; empty if none."""
+    numbers = {n: a for n, a in tensors.items() if a.dtype.name in (*STORED_TYPES, "float64")}
+    bad = [n for n, a in numbers.items() if not np.isfinite(a).all()]
+    if not bad:
+        return []
+    shown = ", ".join(printable(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    return [f"{len(bad)} of {len(tensors)} tensors hold numbers that are not finite: {shown}"]
 
 
 def torch_shape(entry: Entry, ours: jax.ShapeDtypeStruct) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 The autoencoder may be a part of a larger model, under a prefix such as `first_stage_model.`;
 what lies outside is counted, and so are the autoencoder's own loss and averaged copy. How the
-latent is scaled is not in the file.
+latent is scaled is rarely in the file: FLUX.2's statistics are, and `scale_factor` where it was
+measured; the whole checkpoint of a known diffusion model tells, too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from efae_jax.convert import files, kl_table, model
+from efae_jax.convert import files, kl_table, model, units
 from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.errors import UserError
 
 FORMAT = "ldm"
 KINDS = ("kl",)
-OPTIONS = ("scaling_factor", "padding")
+OPTIONS = ("padding",)
+# What a model with packed units has a place for in the file itself.
+IN_FILE = ("mean", "std")
 FOLDER = False
 _ANCHOR = re.compile(r"(.*\.|)(?:encoder\.down|decoder\.up|(?:en|de)coder\.mid)\.")
 _NOT_THE_MODEL = ("loss.", "model_ema.")
@@ -43,25 +46,23 @@ def read(source: Source, options: Options) -> Imported:
     prefix = _prefix(source.tensors) or ""
     inside = _inside(source.tensors, prefix)
     kept = {name: a for name, a in inside.items() if not name.startswith(_NOT_THE_MODEL)}
-    outside = [n for n in source.tensors if not n.startswith(prefix)]
-    outside += [prefix + n for n in inside if n.startswith(_NOT_THE_MODEL)]
-    ignored = collections.Counter(_top(name, prefix) for name in outside)
+    outside = {n: a for n, a in source.tensors.items() if not n.startswith(prefix)}
+    around, found = (units.split(part, source.path) for part in (outside, kept))
+    found = found._replace(fields=around.fields | found.fields)
+    others = [*around.tensors, *(prefix + n for n in inside if n.startswith(_NOT_THE_MODEL))]
+    ignored = collections.Counter(_top(name, prefix) for name in others)
 
+    kept = _outermost(found.tensors)
     source = dataclasses.replace(source, tensors=kept)
     fields, image, problems = kl_table.infer(kept)
     config = model.new_config("kl", source, fields)
     with config.unlocked():
         config.data.channels = image
-    model.state(config, source, FORMAT, options)
-    params = model.convert(
-        config, kl_table.table(kl_table.LDM, config.model), source, FORMAT, problems
-    )
-    notes = []
-    if options.scaling_factor is None and source.description is None:
-        notes.append(
-            "the file does not say how its latent is scaled; taken as 1, which only matters to "
-            "diffusion models: --scaling-factor gives another (Stable Diffusion 1 and 2: 0.18215)"
-        )
+    notes = units.set_known(config, found, outside)
+    without = IN_FILE if "variance" in found.fields else ()
+    model.state(config, source, FORMAT, options, without)
+    table = kl_table.table(kl_table.LDM, config.model)
+    params = model.convert(config, table, source, FORMAT, problems)
     return Imported(config, params, FORMAT, dict(ignored), notes)
 
 
@@ -74,8 +75,19 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
     if tuple(config.model.decoder_widths) not in ((), tuple(config.model.widths)):
         raise UserError("format ldm has the same widths in encoder and decoder; this model has not")
     tensors = model.tensors_of(config, kl_table.table(kl_table.LDM, config.model), params, dtype)
-    files.write_model(out, tensors, model.describe(config, FORMAT))
+    packed = units.batch_statistics(config, dtype or config.model.stored)
+    without = IN_FILE if packed else ()
+    files.write_model(out, tensors | packed, model.describe(config, FORMAT, without))
     return []
+
+
+def _outermost(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The convolutions around the latent, which FLUX.2's own file counts to the networks."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        plain = re.sub(r"^(?:encoder\.(?=quant_conv\.)|decoder\.(?=post_quant_conv\.))", "", name)
+        renamed[name if plain != name and plain in tensors else plain] = tensor
+    return renamed
 
 
 def _prefix(tensors: Mapping[str, np.ndarray]) -> str | None:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from efae_jax.convert import layout
+from efae_jax.convert import layout, units
 from efae_jax.errors import UserError
 from efae_jax.models.build import build_autoencoder
 from efae_jax.models.conv_blocks import PADDINGS
@@ -52,13 +52,14 @@ class Options(NamedTuple):
     """What a user may state about a source because its weights cannot; None: not stated.
 
     Attributes:
-      scaling_factor: of the latent.
+      scaling_factor, shift_factor: of the latent, whatever the weights say.
       padding: "zeros" or "reflect".
       variant: of TAESD.
       heads: of the original EFAE.
     """
 
     scaling_factor: float | None = None
+    shift_factor: float | None = None
     padding: str | None = None
     variant: str | None = None
     heads: int | None = None
@@ -73,6 +74,7 @@ class Imported(NamedTuple):
       format: name of the format.
       ignored: how many tensors lay outside the autoencoder, by the start of their names.
       notes: what was assumed, one line each.
+      asks: what the user might state about the latent's units, if nobody has; else empty.
     """
 
     config: ConfigDict
@@ -80,6 +82,7 @@ class Imported(NamedTuple):
     format: str
     ignored: Mapping[str, int]
     notes: Sequence[str]
+    asks: str = ""
 
 
 def new_config(kind: str, source: Source, fields: Mapping[str, Any]) -> ConfigDict:
@@ -94,6 +97,7 @@ def new_config(kind: str, source: Source, fields: Mapping[str, Any]) -> ConfigDi
         config.latent.clamp = 0.0
         config.latent.scaling, config.latent.shift = 1.0, 0.0
         config.latent.mean, config.latent.std = (), ()
+        config.latent.stated = False
     return config
 
 
@@ -115,9 +119,8 @@ def state(
     if source.description is not None:
         expected = describe(config, format_name, without)
         _apply(config, source.description, expected, str(source.description_path))
-    stated = {"scaling": options.scaling_factor, "padding": options.padding}
-    stated = {name: value for name, value in stated.items() if value is not None}
-    _set(config, stated, "the options")
+    if options.padding is not None:
+        _set(config, {"padding": options.padding}, "the options")
 
 
 def describe(config: ConfigDict, format_name: str, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -135,6 +138,8 @@ def describe(config: ConfigDict, format_name: str, without: Sequence[str] = ()) 
         "mean": list(latent.mean),
         "std": list(latent.std),
     }
+    if not units.is_stated(config):
+        described |= {"scaling": None, "shift": None}
     own = ("variant",) if model.kind == "taesd" else ("norm_groups", "norm_eps")
     described |= {name: model[name] for name in own}
     return {name: value for name, value in described.items() if name not in without}
@@ -159,11 +164,34 @@ def convert(
         problems.append(str(error))
     else:
         abstract = {"encoder": model.encoder.abstract, "decoder": model.decoder.abstract}
+        tensors = _reshaped(table, tensors, abstract)
         problems += layout.tensor_problems(table, tensors, abstract)
+        problems = problems or layout.finite_problems(tensors)
     layout.require(problems, f"{source.path} is not a model of format {format_name}")
     with config.unlocked():
         config.model.stored = layout.stored_type(tensors)
     return layout.to_ours(table, tensors)
+
+
+def _reshaped(
+    table: layout.Table, tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any]
+) -> layout.StateDict:
+    """The tensors, those in the shape that the table wants that are it but for axes of 1.
+
+    A product with a matrix is a 1x1 convolution: programs store either, and mix them.
+    """
+    wanted, tensors = layout.flatten(abstract), dict(tensors)
+    for entry in table:
+        if entry.theirs in tensors:
+            shape = layout.torch_shape(entry, wanted[entry.ours])
+            there = tensors[entry.theirs]
+            if there.shape != shape and _as_matrix(there.shape) == _as_matrix(shape):
+                tensors[entry.theirs] = there.reshape(shape)
+    return tensors
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
 
 
 def tensors_of(
@@ -188,7 +216,15 @@ def _apply(
         raise UserError(
             f"{where}: image_range must be {IMAGE_RANGE}, not {description['image_range']}"
         )
-    _set(config, {k: description[k] for k in expected if k not in ("format", "image_range")}, where)
+    values = {k: description[k] for k in expected if k not in ("format", "image_range")}
+    if "scaling" in values:
+        stated = values["scaling"] is not None
+        with config.unlocked():
+            config.latent.stated = stated
+        if not stated:
+            del values["scaling"]
+            values.pop("shift", None)
+    _set(config, values, where)
 
 
 def _set(config: ConfigDict, values: Mapping[str, Any], where: str) -> None:

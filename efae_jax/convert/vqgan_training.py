@@ -17,7 +17,7 @@ from efae_jax.convert.model import Imported, Options, Source
 
 FORMAT = "vqgan-training"
 KINDS = ("aura",)
-OPTIONS = ("scaling_factor", "padding")
+OPTIONS = ("padding",)
 FOLDER = False
 CLAMP = 8.0
 SIGNED = 4  # the last channels: two change sign under h, two under v
@@ -48,6 +48,7 @@ def read(source: Source, options: Options) -> Imported:
         config.group.name = "z2xz2"
         config.group.representation = card_representation(config.model.latent_channels)
         config.latent.clamp = CLAMP
+        config.latent.stated = True  # its diffusion models see the latent as it is
     model.state(config, source, FORMAT, options)
     table = kl_table.table(kl_table.AURA, config.model)
     params = model.convert(config, table, source, FORMAT, problems)

@@ -92,6 +92,11 @@ class Disentangled:
             basis = make_basis(basis, semantic, "the matrix that was given")
         elif semantic is not None:
             basis = make_basis(basis.matrix, semantic, basis.source)
+        if model.config.latent.get("patch", 1) != 1:
+            raise UserError(
+                "a basis is of the latent's channels, but in this model's units 2x2 positions are "
+                "packed into them; there is none for it"
+            )
         check_channels(basis, model.autoencoder.representation.channels)
         self.model, self.basis = model, basis
 

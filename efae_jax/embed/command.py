@@ -73,7 +73,13 @@ class Settings(NamedTuple):
 
 
 def embed(
-    model_source: str | Path, out: Path, settings: Settings, *, dtype: str | None = None
+    model_source: str | Path,
+    out: Path,
+    settings: Settings,
+    *,
+    dtype: str | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
 ) -> dict[str, Any]:
     """Writes latents with embeddings of captioned images, as `data.pairs` reads them.
 
@@ -81,7 +87,7 @@ def embed(
     one after the other, never together; the same command goes on where it was stopped.
 
     Args:
-      model_source, dtype: for `efae_jax.load`.
+      model_source, dtype, scaling_factor, shift_factor: for `efae_jax.load`.
       out: the folder.
       settings: everything else.
 
@@ -95,7 +101,8 @@ def embed(
     out = Path(out)
     if not 0 < settings.test_fraction < 1:
         raise UserError(f"--test-fraction {settings.test_fraction}: it must be between 0 and 1")
-    shards, source, described = _Prepared(model_source, out, settings, dtype).plan()
+    options = {"dtype": dtype, "scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    shards, source, described = _Prepared(model_source, out, settings, options).plan()
     text, image = make_embedders(
         clip=settings.clip,
         text=settings.text,
@@ -110,7 +117,7 @@ def embed(
     embeddings.run(jax.process_index(), jax.process_count())
     # Out of memory before the autoencoder comes.
     embeddings.text = embeddings.image = text = image = None
-    extractor = _Prepared(model_source, out, settings, dtype).extractor
+    extractor = _Prepared(model_source, out, settings, options).extractor
     say(f"encoding them, resized and cropped to {'x'.join(map(str, extractor.transform.size))}")
     extractor.run(jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
@@ -131,8 +138,8 @@ def embed(
 class _Prepared:
     """The source, and the extractor with its model, opened and checked."""
 
-    def __init__(self, model_source: Any, out: Path, settings: Settings, dtype: str | None):
-        model = load(model_source, dtype=dtype)
+    def __init__(self, model_source: Any, out: Path, settings: Settings, options: dict[str, Any]):
+        model = load(model_source, **options)
         size, channels = _size(model, settings.size), model.config.data.channels
         self.source: Source = open_captioned(
             settings.data,

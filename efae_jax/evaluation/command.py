@@ -33,6 +33,8 @@ def evaluate(
     dtype: str | None = None,
     name: str | None = None,
     devices: Any = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
     **where: Any,
 ) -> dict[str, Any]:
     """Evaluates a model: `evaluation.json`, `evaluation.csv`, `index.html` and `pictures/`.
@@ -41,7 +43,7 @@ def evaluate(
     of the model. The same call goes on where it was stopped.
 
     Args:
-      source, step, dtype: for `efae_jax.load`.
+      source, step, dtype, scaling_factor, shift_factor: for `efae_jax.load`.
       out: a folder that holds no finished evaluation, the same for all processes.
       settings: how; as their defaults say unless given.
       name: of the model in tables; `source` unless given.
@@ -59,7 +61,7 @@ def evaluate(
     _check(settings, out)
     networks = Networks(settings.frechet, settings.inception, settings.perceptual_weights)
     reference = _reference(settings, networks)
-    model = load(source, step, dtype)
+    model = load(source, step, dtype, scaling_factor=scaling_factor, shift_factor=shift_factor)
     chosen = choose_images(model.config.data, default_split="test", **where)
     run = Run(model, networks, chosen, settings, out, devices)
     if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from efae_jax.convert.inception import read_inception
-from efae_jax.convert.perceptual import read_lpips
+from efae_jax.convert.fingerprint import identify
+from efae_jax.convert.inception import inception_file, read_inception
+from efae_jax.convert.perceptual import perceptual_file, read_lpips
 from efae_jax.errors import UserError
 from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
 from efae_jax.models.frechet_features import PROTOCOLS, FrechetFeatures
@@ -31,6 +32,7 @@ class Networks:
       size: how many of them.
       smallest_side: of images that VGG16 takes.
       params: of the networks.
+      files: of each, {"file": its name, "sha256": of its content}.
       missing: what could not be had, and why.
 
     Raises:
@@ -55,11 +57,13 @@ class Networks:
                 "owner/name/file on the hub"
             )
         self.params: dict[str, Any] = {}
+        self.files: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}
         self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs))
         self.smallest_side = FrechetFeatures("vgg16").smallest_side
         try:
             self.params["lpips"] = read_lpips("vgg", perceptual)
+            self.files["lpips"] = identify(perceptual_file("vgg", perceptual))
         except UserError as error:
             if perceptual is not None:
                 raise
@@ -73,6 +77,7 @@ class Networks:
             self.size = self._features.size
             if frechet != "vgg16":
                 self.params["inception"] = read_inception(inception)
+                self.files["inception"] = identify(inception_file(inception))
 
     def see(self, params: Any, image: Float[Array, "B H W c"]) -> dict[str, Array | list[Array]]:
         """What the networks see in images: "taps" of LPIPS' VGG16, "features" of the Frechet

@@ -28,7 +28,7 @@ from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import possible
 from efae_jax.interrupts import deferred
 from efae_jax.logs import make_output_folder, say, track
-from efae_jax.models.build import compute_dtype
+from efae_jax.models.build import compute_dtype, larger_range
 from efae_jax.panels import picture
 from efae_jax.report.gallery import FOLDER as PICTURES
 from efae_jax.sharding import fitting_devices, make_mesh, put_batch, replicated, whole_batch
@@ -211,7 +211,7 @@ class Run:
             name = self.chosen.source.name(int(plain["index"][row]))
             raise RunError(
                 f"latent or decoded image of {name}{where} is not finite, computed in "
-                f"{self.about['dtype']}; --dtype float32 has the larger range"
+                f"{self.about['dtype']}" + larger_range(self.about["dtype"])
             )
 
     def _write_pictures(self, pictures: list[Any], mask: np.ndarray, first: int) -> None:
@@ -342,6 +342,7 @@ class Run:
                 is_flow=model.is_flow,
             ),
             "frechet": self.networks.frechet,
+            "networks": self.networks.files,
             "reference": reference and {"count": reference.count, "about": reference.about},
             "reconstruction": plain,
             "transformations": rows,

@@ -55,6 +55,8 @@ def lerp(
     size: int | None = None,
     dtype: str | None = None,
     semantic: int | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
 ) -> dict[str, Any]:
     """Moves some channels of an image's latent towards a target's, and decodes that.
 
@@ -73,6 +75,7 @@ def lerp(
       size: side of the images; the size of the config's data unless given.
       dtype: of the computation; the model's unless given.
       semantic: number of semantic channels; what the basis says unless given.
+      scaling_factor, shift_factor: as for `efae_jax.load`.
 
     Returns:
       what `lerp.json` holds.
@@ -87,7 +90,9 @@ def lerp(
         if not path.is_file():
             raise UserError(f"{path}: no such image file")
     make_output_folder(out)
-    model = load(model_source, dtype=dtype)
+    model = load(
+        model_source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor
+    )
     basis = Disentangled(model, basis, semantic).basis
     transform = _transform(model, size)
     images = [_read(path, transform) for path in paths]

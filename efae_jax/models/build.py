@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -31,6 +32,11 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in DTYPES:
         raise UserError(f"config.dtype={name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def larger_range(dtype: str) -> str:
+    """What to advise where numbers computed in this type are not finite; of float32, nothing."""
+    return "" if dtype == "float32" else "; --dtype float32 computes with more digits"
 
 
 def choose(field: str, name: str, table: dict[str, Any]) -> Any:
@@ -74,6 +80,12 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
             f"config.model: {len(widths)} widths, {len(decoder_widths)} decoder_widths: the "
             "decoder needs at least as many levels as the encoder, and a wavelet at least two"
         )
+    for name, levels in (("down_attention", widths), ("up_attention", decoder_widths)):
+        # Models that were saved before there was such a field have none of it.
+        if any(not 0 <= level < len(levels) for level in getattr(model, name, ())):
+            raise UserError(
+                f"config.model.{name}={tuple(model[name])}: there are levels 0 to {len(levels) - 1}"
+            )
     variational = model.kind == "kl"
     common = {
         "attention": ("single" if variational else "heads") if model.attention else "none",
@@ -94,6 +106,7 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
                 out_channels,
                 wavelet_input=model.wavelet,
                 quant=model.quant,
+                level_attention=tuple(getattr(model, "down_attention", ())),
                 rngs=rngs,
                 **common,
             )
@@ -105,6 +118,7 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
                 model.blocks,
                 model.latent_channels,
                 post_quant=model.post_quant,
+                level_attention=tuple(getattr(model, "up_attention", ())),
                 rngs=rngs,
                 **common,
             )
@@ -151,7 +165,7 @@ def _conv_autoencoder(
         decoder,
         build_representation(config, latent_channels),
         clamp=_clamp(config),
-        normalisation=_normalisation(config),
+        normalisation=build_normalisation(config),
         shrink=config.model.shrink,
         **sizes,
     )
@@ -187,7 +201,7 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
         build_representation(config, model.encoder.latent_channels),
         learned=config.group.learned or None,
         clamp=_clamp(config),
-        normalisation=_normalisation(config),
+        normalisation=build_normalisation(config),
         factor=latent_factor(model.encoder),
     )
 
@@ -225,9 +239,18 @@ def _clamp(config: Any) -> float | None:
     return config.latent.clamp or None
 
 
-def _normalisation(config: Any) -> Normalisation:
+def build_normalisation(config: Any) -> Normalisation:
+    """The units that `config.latent` describes; std^2 = variance + eps where it has a variance.
+
+    Raises:
+      ValueError: for numbers that exclude each other.
+    """
     latent = config.latent
-    return Normalisation(latent.scaling, latent.shift, tuple(latent.mean), tuple(latent.std))
+    std = tuple(latent.std)
+    if variance := getattr(latent, "variance", ()):
+        std = tuple(math.sqrt(v + latent.eps) for v in variance)
+    patch = getattr(latent, "patch", 1)
+    return Normalisation(latent.scaling, latent.shift, tuple(latent.mean), std, patch)
 
 
 def _conv_encoder(c: Any, channels: int, **common: Any) -> ConvEncoder:

@@ -44,20 +44,30 @@ class Middle(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then a change of resolution, if any."""
+    """Residual blocks at one resolution, then a change of resolution, if any.
+
+    Args:
+      blocks: of the level.
+      attentions: one behind each block, or none at all.
+      down, up: the convolutions of the change.
+    """
 
     def __init__(
         self,
         blocks: Sequence[ResnetBlock],
+        attentions: Sequence[nnx.Module] = (),
         down: nnx.Conv | None = None,
         up: nnx.Conv | None = None,
     ):
         self.blocks = nnx.List(blocks)
+        self.attentions = nnx.List(attentions) if attentions else None
         self.down, self.up = down, up
 
     def __call__(self, h: Array, statistics: Statistics = local_statistics) -> Array:
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             h = block(h, statistics)
+            if self.attentions is not None:
+                h = self.attentions[i](h, statistics)
         if self.down is not None:
             h = self.down(h)
         return h if self.up is None else self.up(upsample(h))
@@ -75,20 +85,25 @@ class _Network(nnx.Module):
         dtype: Any,
         remat: bool,
         rngs: Any,
-    ) -> tuple[Callable, Callable, Callable]:
+    ) -> tuple[Callable, Callable, Callable, Callable]:
         self.dtype, self.remat = dtype, remat
         norm = {"groups": groups, "eps": eps}
         block = functools.partial(ResnetBlock, **norm, padding=padding, dtype=dtype, rngs=rngs)
 
-        def middle(width: int) -> Middle:
-            made = None
-            if attention != "none":
-                fused = attention == "heads"
-                head = AURA_HEAD_WIDTH if fused else width
-                made = Attention(width, head, fused=fused, **norm, dtype=dtype, rngs=rngs)
-            return Middle(block, made, width)
+        def attend(width: int) -> Attention:
+            fused = attention == "heads"
+            head = AURA_HEAD_WIDTH if fused else width
+            return Attention(width, head, fused=fused, **norm, dtype=dtype, rngs=rngs)
 
-        return block, middle, functools.partial(conv3, padding=padding, dtype=dtype, rngs=rngs)
+        def middle(width: int) -> Middle:
+            return Middle(block, None if attention == "none" else attend(width), width)
+
+        return (
+            block,
+            attend,
+            middle,
+            functools.partial(conv3, padding=padding, dtype=dtype, rngs=rngs),
+        )
 
     def _run(self, part: nnx.Module, h: Array, statistics: Statistics) -> Array:
         # Statistics that are gathered on the way could not leave a rematerialised function.
@@ -112,6 +127,7 @@ class Encoder(_Network):
       attention: in the middle: "none"; "single", one head; "heads", of 64 channels (Aura).
       wavelet_input: a wavelet transform takes the first downsampling's place.
       quant: a 1x1 convolution at the end.
+      level_attention: levels, counted from the image inwards, with attention behind each block.
       groups, eps: of the group norms, which are float32.
       padding: of the convolutions that keep the sides: "zeros" or "reflect".
       dtype: of the computation; parameters are float32.
@@ -132,6 +148,7 @@ class Encoder(_Network):
         attention: str,
         wavelet_input: bool = False,
         quant: bool = False,
+        level_attention: Sequence[int] = (),
         groups: int = 32,
         eps: float = 1e-6,
         padding: str = "zeros",
@@ -139,7 +156,9 @@ class Encoder(_Network):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        block, middle, conv = self._prepare(attention, groups, eps, padding, dtype, remat, rngs)
+        block, attend, middle, conv = self._prepare(
+            attention, groups, eps, padding, dtype, remat, rngs
+        )
         self.wavelet_input, self.factor = wavelet_input, level_factor(widths)
         self.conv_in = conv(4 * channels if wavelet_input else channels, widths[0])
         levels = []
@@ -148,7 +167,8 @@ class Encoder(_Network):
             down = None
             if i < len(widths) - 1 and not (wavelet_input and i == 0):
                 down = Downsample(width, dtype=dtype, rngs=rngs)
-            levels.append(Level([block(n, width) for n in inputs], down=down))
+            more = [attend(width) for _ in inputs] if i in level_attention else ()
+            levels.append(Level([block(n, width) for n in inputs], more, down=down))
         self.levels = nnx.List(levels)
         self.middle = middle(widths[-1])
         self.norm_out = GroupNorm(widths[-1], groups, eps)
@@ -181,6 +201,7 @@ class Decoder(_Network):
       blocks: of the encoder, per level.
       latent_channels: C.
       post_quant: a 1x1 convolution at the start.
+      level_attention: as for `Encoder`, also counted from the image inwards.
       attention, groups, eps, padding, dtype, remat: as for `Encoder`.
     """
 
@@ -193,6 +214,7 @@ class Decoder(_Network):
         *,
         attention: str,
         post_quant: bool = False,
+        level_attention: Sequence[int] = (),
         groups: int = 32,
         eps: float = 1e-6,
         padding: str = "zeros",
@@ -200,7 +222,9 @@ class Decoder(_Network):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        block, middle, conv = self._prepare(attention, groups, eps, padding, dtype, remat, rngs)
+        block, attend, middle, conv = self._prepare(
+            attention, groups, eps, padding, dtype, remat, rngs
+        )
         quant = functools.partial(conv1, latent_channels, latent_channels, dtype=dtype, rngs=rngs)
         self.post_quant = quant() if post_quant else None
         inner = widths[-1]
@@ -209,7 +233,9 @@ class Decoder(_Network):
         levels, outwards = [], tuple(reversed(widths))
         for i, (before, width) in enumerate(itertools.pairwise((inner, *outwards))):
             up = conv(width, width) if i < len(widths) - 1 else None
-            levels.append(Level([block(n, width) for n in (before, *[width] * blocks)], up=up))
+            inputs, here = (before, *[width] * blocks), len(widths) - 1 - i
+            more = [attend(width) for _ in inputs] if here in level_attention else ()
+            levels.append(Level([block(n, width) for n in inputs], more, up=up))
         self.levels = nnx.List(levels)
         self.norm_out = GroupNorm(widths[0], groups, eps)
         self.conv_out = conv(widths[0], channels)

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -63,9 +64,14 @@ class Normalisation:
         normalise(z) = (z - shift) scaling               with a scaling and a shift factor,
         normalise(z) = (z - mean) / std * scaling        with mean and std per channel.
 
+    FLUX.2's diffusion model sees patches: p x p positions of C channels become one of p^2 C, in
+    the order (channel, row, column), before mean and std, which are per packed channel. A group
+    acts on z as it was before, where rotations and flips permute positions and nothing else.
+
     Attributes:
       scaling, shift: numbers for all channels.
       mean, std: one number per channel; empty for none. They replace the shift.
+      patch: p; 1 packs nothing.
 
     Raises:
       ValueError: a scaling or std that is not positive, only one of mean and std, or both a
@@ -76,6 +82,7 @@ class Normalisation:
     shift: float = 0.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    patch: int = 1
 
     def __post_init__(self) -> None:
         if not self.scaling > 0 or any(not s > 0 for s in self.std):
@@ -88,20 +95,58 @@ class Normalisation:
         if self.mean and self.shift:
             raise ValueError("latent: a shift and means per channel exclude each other")
 
-    def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """To the units of a diffusion model."""
-        mean, factor = self._affine()
-        return (z - mean) * factor
+    def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... D"]:
+        """To the units of a diffusion model.
 
-    def denormalise(self, z: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Back to the units that the decoder takes."""
+        Args:
+          z: [..., C]; with patches [..., h, w, C], which becomes [..., h/p, w/p, C p^2].
+
+        Raises:
+          ValueError: sides that the patches do not divide.
+        """
         mean, factor = self._affine()
-        return z / factor + mean
+        return (self._packed(z) - mean) * factor
+
+    def denormalise(self, z: Float[Array, "... D"]) -> Float[Array, "... C"]:
+        """Back to the units, and the positions, that the decoder takes.
+
+        Raises:
+          ValueError: channels that are not whole patches.
+        """
+        self._check_packed(z)
+        mean, factor = self._affine()
+        return self._unpacked(z / factor + mean)
 
     def check(self, channels: int) -> None:
-        """Raises ValueError unless there are no means, or one per channel."""
-        if self.mean and len(self.mean) != channels:
-            raise ValueError(f"latent: {len(self.mean)} means for {channels} latent channels")
+        """Raises ValueError unless there are no means, or one per (packed) channel."""
+        if self.mean and len(self.mean) != channels * self.patch**2:
+            raise ValueError(
+                f"latent: {len(self.mean)} means for {channels * self.patch**2} latent channels"
+            )
+
+    def _packed(self, z: Array) -> Array:
+        if self.patch == 1:
+            return z
+        if len(z.shape) < 3 or any(side % self.patch for side in z.shape[-3:-1]):
+            raise ValueError(
+                f"latent: patches of {self.patch}x{self.patch} do not divide {z.shape}; height "
+                f"and width must be multiples of {self.patch}"
+            )
+        p = self.patch
+        return rearrange(z, "... (h p) (w q) c -> ... h w (c p q)", p=p, q=p)
+
+    def _check_packed(self, z: Array) -> None:
+        if self.patch > 1 and (len(z.shape) < 3 or z.shape[-1] % self.patch**2):
+            raise ValueError(
+                f"latent: {z.shape} is not packed; the last of at least three axes must be a "
+                f"multiple of {self.patch**2}"
+            )
+
+    def _unpacked(self, z: Array) -> Array:
+        if self.patch == 1:
+            return z
+        p = self.patch
+        return rearrange(z, "... h w (c p q) -> ... (h p) (w q) c", p=p, q=p)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         mean = np.asarray(self.mean or self.shift, np.float32)

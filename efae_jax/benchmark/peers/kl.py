@@ -31,7 +31,7 @@ def autoencoder(config: Any, params: Any) -> nn.Module:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder.write(config, params, Path(temporary) / "model")
-        model = diffusers.AutoencoderKL.from_pretrained(
+        model = getattr(diffusers, folder.class_name(config)).from_pretrained(
             Path(temporary) / "model", torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
     return model.to(runtime.device()).to(memory_format=torch.channels_last)
