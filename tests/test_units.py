@@ -347,7 +347,10 @@ def test_latents_are_written_packed_where_a_diffusion_models_units_are(packed, t
     images = folder_of_images(tmp_path / "i", [(16, 16)] * 2)
     call = ["encode", "--model", str(packed), "--data", str(images), "--out"]
     assert main([*call, str(tmp_path / "n"), "--normalised", "--size=16", "--format=npz"]) == 0
-    assert main([*call, str(tmp_path / "m"), "--size=16", "--format=npz"]) == 0
+    stored = str(tmp_path / "stored")
+    assert main([*call, str(tmp_path / "m"), "--size=16", "--format=npz", "--store", stored]) == 0
+    plain = efae_jax.load(stored)
+    assert plain.normalise(np.zeros((1, 3, 3, 4), np.float32)).shape == (1, 3, 3, 4)
     shapes = [json.loads((tmp_path / n / "latents.json").read_text())["shape"] for n in "nm"]
     assert shapes == [[4, 4, 16], [8, 8, 4]]
     (one, two) = (
