@@ -398,7 +398,7 @@ def load_asking(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
 ) -> tuple[Model, str]:
-    """`load` without a warning where weights do not state the latent's units.
+    """`load` without a warning where nobody has stated the latent's units.
 
     Returns:
       the model, and that warning; empty where there is nothing to ask.
@@ -412,7 +412,7 @@ def load_asking(
         log.warning("%s: %s", source, note)
     restored = restore(source, config, make_mesh(), step)
     _require_finite(restored.params, source)
-    return _with_basis(source, restored), ""
+    return _with_basis(source, restored), units.unstated_note(config)
 
 
 def _require_finite(params: Any, source: str | os.PathLike[str]) -> None:

@@ -130,8 +130,9 @@ def store_statistics(model: Model, summary: dict[str, Any], workdir: Path) -> No
         config.latent.scaling, config.latent.shift = 1.0, 0.0
         config.latent.mean, config.latent.std = tuple(summary["mean"]), tuple(summary["std"])
         config.latent.stated = True
-        for packed in ("patch", "variance", "eps"):  # which these take the place of
-            config.latent.pop(packed, None)
+        # These take the place of FLUX.2's.
+        for packed in {"patch", "variance", "eps"} & set(config.latent):
+            del config.latent[packed]
     params = {"autoencoder": jax.device_get(model.params)}
     save_model(workdir, params, json.loads(config.to_json_best_effort()))
 

@@ -350,7 +350,7 @@ def test_every_field_of_a_model_is_read(kind):
             self.__dict__.update(_part=part, _path=path)
 
         def __getattr__(self, name):
-            value = self._part[name]
+            value = getattr(self._part, name)
             if hasattr(value, "to_json_best_effort"):
                 return Spy(value, f"{self._path}{name}.")
             seen.add(f"{self._path}{name}")

@@ -257,6 +257,10 @@ def test_flux2_in_one_file_comes_back(nested, tmp_path):
     assert convert.read_model(tmp_path / "folder").config.latent == read.config.latent
     alone = convert.read_model((tmp_path / "folder" / WEIGHTS).rename(tmp_path / "b.safetensors"))
     assert alone.config.latent == read.config.latent
+    with read.config.unlocked():
+        read.config.latent.eps = 1e-5
+    arguments = (read.config, read.params, tmp_path / "c.safetensors", "ldm")
+    assert "takes 0.0001 for granted" in error_of(convert.write_model, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import efae_jax
 from configs.pretrained import get_config
 from efae_jax import convert
 from efae_jax.__main__ import main
+from efae_jax.checkpoint import check_config
 from efae_jax.convert import units
 from efae_jax.models.latent import Normalisation
 from efae_jax.warm_start import read_autoencoder
@@ -238,6 +239,11 @@ def test_loading_with_other_units(tmp_path, caplog):
     z = np.ones((1, 2, 2, 4), np.float32)
     np.testing.assert_allclose(efae_jax.load(workdir).normalise(z), 0.18215, rtol=1e-6)
     assert not caplog.text
+    config = conv_config()
+    with config.unlocked():
+        config.latent.update(scaling=1.0, stated=False)
+    efae_jax.load(save(tmp_path / "unstated", config))
+    assert "does not say how its latent is scaled; taken as 1" in caplog.text
     model = efae_jax.load(workdir, scaling_factor=2.0, shift_factor=0.25)
     np.testing.assert_allclose(model.normalise(z), 1.5)
     assert "scaling 2, shift 0.25, as given, takes the place of scaling 0.18215" in caplog.text
@@ -325,3 +331,52 @@ def test_an_image_whose_latent_is_not_finite_is_named(tmp_path, capsys, monkeypa
         assert advice in message
         assert ("--dtype" in message) == bool(advice)
         assert not (tmp_path / dtype / "figures.json").exists()
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A work directory whose units are of 2x2 patches."""
+    config = conv_config()
+    with config.unlocked():
+        numbers = {"mean": tuple(range(16)), "variance": (4.0,) * 16, "eps": 0.0, "patch": 2}
+        config.latent.update(scaling=1.0, stated=True, **numbers)
+    return save(tmp_path / "packed", config)
+
+
+def test_latents_are_written_packed_where_a_diffusion_models_units_are(packed, tmp_path, capsys):
+    images = folder_of_images(tmp_path / "i", [(16, 16)] * 2)
+    call = ["encode", "--model", str(packed), "--data", str(images), "--out"]
+    assert main([*call, str(tmp_path / "n"), "--normalised", "--size=16", "--format=npz"]) == 0
+    stored = str(tmp_path / "stored")
+    assert main([*call, str(tmp_path / "m"), "--size=16", "--format=npz", "--store", stored]) == 0
+    plain = efae_jax.load(stored)
+    assert plain.normalise(np.zeros((1, 3, 3, 4), np.float32)).shape == (1, 3, 3, 4)
+    shapes = [json.loads((tmp_path / n / "latents.json").read_text())["shape"] for n in "nm"]
+    assert shapes == [[4, 4, 16], [8, 8, 4]]
+    (one, two) = (
+        next(p for p in (tmp_path / n).glob("latents-*.npz") if "stat" not in p.name) for n in "nm"
+    )
+    with np.load(one) as a, np.load(two) as b:
+        expected = efae_jax.load(packed).normalise(b["latents"])
+        np.testing.assert_allclose(a["latents"], expected, rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "o"), "--normalised", "--size=18"]) == 2
+    message = capsys.readouterr().err
+    assert "patches of 2x2 do not divide" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_no_basis_belongs_to_packed_channels(packed):
+    message = error_of(efae_jax.Disentangled, efae_jax.load(packed), np.eye(4, dtype=np.float32), 2)
+    assert "2x2 positions are packed" in message
+
+
+def test_a_run_of_before_there_was_a_list_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("efae_jax.checkpoint.has_checkpoint", lambda workdir: True)
+    config = json.loads(conv_config().to_json_best_effort())
+    older = json.loads(json.dumps(config))
+    del older["model"]["down_attention"], older["model"]["up_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    check_config(tmp_path, config)
+    config["model"]["up_attention"] = [1]
+    assert "model.up_attention: None there, [1] given" in error_of(check_config, tmp_path, config)

@@ -74,6 +74,11 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
     """
     if tuple(config.model.decoder_widths) not in ((), tuple(config.model.widths)):
         raise UserError("format ldm has the same widths in encoder and decoder; this model has not")
+    if (eps := config.latent.get("eps", units.PATCH_EPS)) != units.PATCH_EPS:
+        raise UserError(
+            f"format ldm takes {units.PATCH_EPS:g} for granted beside the patches' variance; this "
+            f"model has {eps:g}, which diffusers' folder holds"
+        )
     tensors = model.tensors_of(config, kl_table.table(kl_table.LDM, config.model), params, dtype)
     packed = units.batch_statistics(config, dtype or config.model.stored)
     without = IN_FILE if packed else ()
