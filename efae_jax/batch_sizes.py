@@ -93,10 +93,11 @@ def smaller(batch: Batch, needed: int | None, free: int | None, what: str) -> Ba
             f"{SHARE:.0%} are used. Make the images smaller (--size), or force it with "
             f"--batch-size {batch.size}"
         )
-    while needed is not None and free is not None and found.size > len(found.devices):
-        if needed * found.size / batch.size <= SHARE * free:
-            break
-        found = found.halved() or found  # what is proportional to the images would not fit either
+    if needed is not None and free is not None:
+        # What will not fit, by the figure of the larger batch, is not compiled. Where devices
+        # become fewer, each has as much more of the memory.
+        while needed * found.size / batch.size > SHARE * free and (less := found.halved()):
+            found = less
     return found
 
 
