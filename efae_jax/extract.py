@@ -276,13 +276,13 @@ class Extractor:
                 index = jax.ShapeDtypeStruct(shape[:1], np.int32)
                 try:
                     self._encode = self._jitted().lower(self._params, image, index).compile()
+                    if self.given:
+                        return
                     memory = self._encode.memory_analysis()
                     needed = memory.temp_size_in_bytes + 2 * memory.output_size_in_bytes
                 except jax.errors.JaxRuntimeError as error:
                     if self.given or not batch_sizes.out_of_memory(error):
                         raise
-                if self.given:
-                    return
                 smaller = batch_sizes.smaller(
                     self.batch,
                     needed,

@@ -151,17 +151,18 @@ class Run:
     def _compile(self) -> None:
         """All programs; for smaller batches where memory is too small, unless a size is given."""
         image = f"an image of {self.size[0]}x{self.size[1]}"
+        given = self.settings.batch_size is not None
         with waiting("compiling") as note:
             while True:
-                given, needed = self.settings.batch_size is not None, None
+                needed = None
                 try:
                     self.programs.compile(note)
+                    if given:
+                        return
                     needed = self.programs.memory
                 except jax.errors.JaxRuntimeError as error:
                     if given or not batch_sizes.out_of_memory(error):
                         raise
-                if given:
-                    return
                 free = batch_sizes.free_memory(self.batch.devices)
                 smaller = batch_sizes.smaller(self.batch, needed, free, image)
                 if smaller is None:
