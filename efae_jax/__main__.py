@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m efae_jax", description="Work on trained models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    batch_help = "at most {} a device, fewer as images and memory ask, unless given"
     c = commands.add_parser("evaluate", help="figures, pictures and a page of what a model does")
     _add_model(c)
     c.add_argument("--out", required=True, type=_local, help="a folder; started again, goes on")
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--resampling", default="bilinear", help="of scalings; see config.resampling")
     c.add_argument("--pictures", type=int, default=6, help="images shown")
     c.add_argument("--seed", type=int, default=0, help="of the samples and of the images' order")
-    c.add_argument("--batch-size", type=int, help="16 a device, or fewer of large images")
+    c.add_argument("--batch-size", type=int, help=batch_help.format(16))
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images")
     c.set_defaults(run=_evaluate, stopped="the same command goes on")
 
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
     c.add_argument("--seed", type=int, default=0, help="of the samples")
     c.add_argument("--normalised", action="store_true", help="in a diffusion model's units")
-    c.add_argument("--batch-size", type=int, help="8 a device unless given")
+    c.add_argument("--batch-size", type=int, help=batch_help.format(8))
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
     c.add_argument("--store", type=_path, metavar="WORKDIR", help="the model with this mean, std")
     c.set_defaults(run=_encode, stopped="the same command goes on")
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--sample", action="store_true", help="from the posterior, not its mode")
     c.add_argument("--seed", type=int, default=0, help="of the samples")
     c.add_argument("--shards", type=int, help="files; one for every 4096 images unless given")
-    c.add_argument("--batch-size", type=int, help="of the encoder; 8 a device unless given")
+    c.add_argument("--batch-size", type=int, help="of the encoder; " + batch_help.format(8))
     c.add_argument("--max-bad", type=int, default=100, help="unreadable images in a shard")
     c.set_defaults(run=_embed, stopped="the same command goes on")
 

@@ -183,7 +183,7 @@ class _Writer:
             say(f"{self.split}: {len(mine) - len(left)} of {len(mine)} shards are there already")
         ranges = {i: shard_range(len(self.source), i, self.shards) for i in left}
         total = sum(map(len, ranges.values()))
-        ticks = track(range(total), total, f"{self.split} images")
+        ticks = track(range(total), total, self.split, " images")
         bad = BadRecords(self.source, max_bad)
         with ThreadPoolExecutor(threads) as pool:
             for number, indices in ranges.items():

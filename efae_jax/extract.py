@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import efae_jax
-from efae_jax import data
+from efae_jax import batch_sizes, data
 from efae_jax.api import Model
 from efae_jax.checkpoint import differences
 from efae_jax.data.latents import FORMATS, SUMMARY, shard_path, shard_range, write_shard
@@ -22,7 +21,7 @@ from efae_jax.data.left_out import account
 from efae_jax.data.splits import Source, Subset
 from efae_jax.data.transforms import Transform
 from efae_jax.errors import RunError, UserError
-from efae_jax.logs import say, track
+from efae_jax.logs import counting, say, waiting
 from efae_jax.methods.base import to_float
 from efae_jax.metrics.streaming import ChannelStatistics
 from efae_jax.models.build import compute_dtype
@@ -32,6 +31,7 @@ from efae_jax.sharding import batch_sharding, fitting_devices, make_mesh, replic
 FRACTIONS = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 SETTINGS = "settings.json"
 TEXT_LABELS = "labels that are texts without a number (kept as label_text, numbered 0)"
+MOST = 8  # images of a device at a time
 SHARD_IMAGES = 4096  # at most, unless the number of shards is given
 
 
@@ -67,7 +67,8 @@ class Extractor:
       described: what tells these images from others, for the record.
       out: the folder, the same for all processes.
       settings: of the result; another run's settings are refused.
-      batch_size: of this process; a multiple of its devices.
+      batch_size: of this process; a multiple of its devices. Unless given 8 a device, fewer where
+        there are few images, and where memory is scarce.
       max_bad: unreadable images in a shard that do not end the run.
       devices: this process's, unless given.
 
@@ -89,15 +90,6 @@ class Extractor:
         devices: Any = None,
     ):
         self.model, self.source, self.transform, self.out = model, source, transform, Path(out)
-        if devices is None:
-            devices = fitting_devices(jax.local_devices(), batch_size)
-        self.mesh = make_mesh(devices=devices)
-        self.batch_size = 8 * self.mesh.size if batch_size is None else batch_size
-        if self.batch_size < 1 or self.batch_size % self.mesh.size:
-            raise UserError(
-                f"--batch-size {self.batch_size} must be a positive multiple of the "
-                f"{self.mesh.size} devices"
-            )
         if settings.format not in FORMATS:
             raise UserError(f"--format {settings.format}: allowed are {', '.join(FORMATS)}")
         if len(source) == 0:
@@ -108,7 +100,12 @@ class Extractor:
         if not 1 <= shards <= len(source):
             raise UserError(f"--shards {shards}: allowed are 1 to the {len(source)} images")
         self.settings, self.max_bad = settings._replace(shards=shards), max_bad
-        shape = (self.batch_size, *transform.size, transform.channels)
+        if devices is None:
+            devices = fitting_devices(jax.local_devices(), batch_size)
+        largest = max(len(self._range(number)) for number in range(shards))
+        self.given = batch_size is not None
+        self.batch = batch_sizes.first_batch(devices, largest, MOST, batch_size)
+        shape = (self.batch.size, *transform.size, transform.channels)
         posterior = _abstract(model.autoencoder.posterior, model.params, shape)
         if settings.sample and posterior.log_variance is None:
             raise UserError("--sample: the encoder is deterministic, there is nothing to draw")
@@ -137,11 +134,14 @@ class Extractor:
         left = [number for number in mine if not self._is_complete(number)]
         if len(left) < len(mine):
             say(f"{len(mine) - len(left)} of {len(mine)} shards are there already")
-        steps = sum(math.ceil(len(self._range(i)) / self.batch_size) for i in left)
-        ticks = track(range(steps), steps, "encoding", " batches")
-        for number in left:
-            self._write(number, ticks)
-        next(ticks, None)
+        if not left:
+            return
+        total = sum(len(self._range(i)) for i in left)
+        with batch_sizes.named_in_errors(lambda: self.batch):
+            self._compile()
+            with counting(total, "encoding", " images") as done:
+                for number in left:
+                    self._write(number, done)
 
     def finish(self) -> dict[str, Any]:
         """Joins the shards' statistics, once all are there, in `latents.json`; returns it.
@@ -206,7 +206,7 @@ class Extractor:
                 found.append(arrays["indices"])
         return found
 
-    def _write(self, number: int, ticks: Iterator[int]) -> None:
+    def _write(self, number: int, done: Callable[[int], None]) -> None:
         """One shard. Its statistics get their name first: the shard's says it is complete."""
         statistics = ChannelStatistics(self.shape[-1])
         unreadable: dict[str, str] = {}
@@ -216,7 +216,6 @@ class Extractor:
         def records() -> Iterator[dict[str, Any]]:
             nonlocal texts
             for batch, z in self._encoded(number, unreadable):
-                next(ticks)
                 for row in np.flatnonzero(batch["mask"]):
                     index = int(batch["index"][row])
                     if not np.isfinite(z[row]).all():
@@ -230,6 +229,7 @@ class Extractor:
                         texts += 1
                     yield record
                 statistics.add(z[batch["mask"]])
+                done(int((batch["index"] >= 0).sum()))
             self._write_statistics(number, statistics, indices, unreadable, texts)
 
         path = shard_path(self.out, number, self.settings.shards, self.settings.format)
@@ -246,16 +246,15 @@ class Extractor:
         batches = data.eval_batches(
             Subset(self.source, indices),
             self.transform.with_label_text(),
-            batch_size=self.batch_size,
+            batch_size=self.batch.size,
             max_bad=self.max_bad,
         )
         ahead: list[Any] = []
         try:
             for batch in batches:
                 batch["index"] = np.where(batch["index"] < 0, -1, batch["index"] + indices.start)
-                # The devices of this process only: others are at other shards.
                 image, numbers = jax.device_put(
-                    (batch["image"], batch["index"].astype(np.int32)), batch_sharding(self.mesh)
+                    (batch["image"], batch["index"].astype(np.int32)), batch_sharding(self._mesh)
                 )
                 ahead.append((batch, self._encode(self._params, image, numbers)))
                 if len(ahead) == 2:
@@ -266,12 +265,39 @@ class Extractor:
             unreadable |= batches.bad.by_name()
             batches.close()
 
-    @functools.cached_property
-    def _params(self) -> Any:
-        return jax.device_put(jax.device_get(self.model.params), replicated(self.mesh))
+    def _compile(self) -> None:
+        """The encoder, for smaller batches where memory is too small, unless a size is given."""
+        height, width = self.transform.size
+        with waiting("compiling the encoder"):
+            while True:
+                # The devices of this process only: others are at other shards.
+                self._mesh, needed = make_mesh(devices=self.batch.devices), None
+                self._params = jax.device_put(
+                    jax.device_get(self.model.params), replicated(self._mesh)
+                )
+                shape = (self.batch.size, height, width, self.transform.channels)
+                image = jax.ShapeDtypeStruct(shape, np.uint8)
+                index = jax.ShapeDtypeStruct(shape[:1], np.int32)
+                try:
+                    self._encode = self._jitted().lower(self._params, image, index).compile()
+                    if self.given:
+                        return
+                    memory = self._encode.memory_analysis()
+                    needed = memory.temp_size_in_bytes + 2 * memory.output_size_in_bytes
+                except jax.errors.JaxRuntimeError as error:
+                    if self.given or not batch_sizes.out_of_memory(error):
+                        raise
+                smaller = batch_sizes.smaller(
+                    self.batch,
+                    needed,
+                    batch_sizes.free_memory(self.batch.devices),
+                    f"an image of {height}x{width}",
+                )
+                if smaller is None:
+                    return
+                self.batch = smaller
 
-    @functools.cached_property
-    def _encode(self) -> Any:
+    def _jitted(self) -> Any:
         autoencoder, settings = self.model.autoencoder, self.settings
 
         def encode(params: Any, image: jax.Array, index_B: jax.Array) -> jax.Array:
@@ -284,9 +310,9 @@ class Extractor:
                 z = autoencoder.encode(params, x)
             return autoencoder.normalise(z) if settings.normalised else z
 
-        split = batch_sharding(self.mesh)
+        split = batch_sharding(self._mesh)
         return jax.jit(
-            encode, in_shardings=(replicated(self.mesh), split, split), out_shardings=split
+            encode, in_shardings=(replicated(self._mesh), split, split), out_shardings=split
         )
 
     def _range(self, number: int) -> range:

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from efae_jax.paths import copy_files, is_remote
 
 console = Console(highlight=False, soft_wrap=True)
 LINE_EVERY = 10.0  # seconds between lines where no terminal is
+FIRST_SIGN, SIGN_EVERY = 2.0, 30.0  # seconds to lines that say only that the work goes on
 COPY_EVERY = 60.0  # seconds between copies to object storage, which knows no appending
 
 
@@ -185,62 +186,125 @@ class TrainProgress:
 
 
 def track(
-    items: Iterable[Any], total: int, label: str, unit: str = "", *, transient: bool = False
+    items: Iterable[Any],
+    total: int,
+    label: str,
+    unit: str = "",
+    *,
+    size: Callable[[Any], int] | None = None,
+    transient: bool = False,
 ) -> Iterator[Any]:
-    """Yields the items under a progress bar, or with a plain line every ten seconds.
-
-    Both show how many are done, how many a second, and the time left. Rates count from the first
-    item on, which waits for programs to be compiled.
+    """Yields the items under what `counting` shows.
 
     Args:
       items: to be worked on one after the other.
-      total: how many there are.
-      label: what is being done to them, such as "encoding".
-      unit: what they are, such as " batches".
-      transient: the bar goes when it is done.
+      total, label, unit, transient: as for `counting`.
+      size: how many of the total an item is, such as the images of a batch; 1 unless given.
     """
-    label = _printable(label)
-    disable = not console.is_terminal or jax.process_index() != 0
-    with _bar(_RateColumn(unit), disable=disable, transient=transient) as bar:
-        task = bar.add_task(label, total=total)
-        first = last = time.monotonic()
-        for i, item in enumerate(items):
-            now = time.monotonic()
-            if i == 1:
-                first = now
-            rate = (i - 1) / (now - first) if i > 1 and now > first else 0.0
-            bar.update(task, completed=i, rate=rate)
-            if not console.is_terminal and now - last > LINE_EVERY:
-                last = now
-                left = f", {clock((total - i) / rate)} left" if rate else ""
-                say(f"{label}: {i:,}/{total:,}{unit}  {_per_second(rate, unit)}{left}")
+    with counting(total, label, unit, transient=transient) as done:
+        for item in items:
             yield item
-        bar.update(task, completed=total)
+            done(1 if size is None else size(item))
 
 
 @contextlib.contextmanager
-def waiting(label: str) -> Iterator[None]:
-    """Shows how long something takes that cannot tell how far it is: a bar, or a line a minute."""
-    done, label = threading.Event(), _printable(label)
+def counting(
+    total: int, label: str, unit: str = "", *, done: int = 0, transient: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar, or a plain line every ten seconds; gives what is told how many more are done.
 
-    def lines() -> None:
-        start = time.monotonic()
-        while not done.wait(60):
-            say(f"{label}: {clock(time.monotonic() - start)}")
+    Both show how many are done, how many a second, and the time left. Rates count from when the
+    first are done, which wait for programs to be compiled. Where nothing is done for half a
+    minute and no terminal is, a line says that the work goes on.
 
+    Args:
+      total: how many there are.
+      label: what is being done to them, such as "encoding".
+      unit: what they are, such as " images".
+      done: how many were done before.
+      transient: the bar goes when it is done.
+    """
+    label, count, lock = _printable(label), done, threading.Lock()
+    start = said = time.monotonic()
+    first: tuple[int, float] | None = None  # how many were done, and when, as the rate starts
+    disable = not console.is_terminal or jax.process_index() != 0
+
+    def line(end: str) -> None:
+        nonlocal said
+        said = time.monotonic()
+        say(f"{label}: {count:,}/{total:,}{unit}  {end}")
+
+    def patience() -> None:
+        with lock:
+            if time.monotonic() - said > SIGN_EVERY / 2:
+                line(f"{clock(time.monotonic() - start)} so far")
+
+    with _bar(_RateColumn(unit), disable=disable, transient=transient) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+
+        def advance(more: int) -> None:
+            nonlocal count, first
+            with lock:
+                count, now = count + more, time.monotonic()
+                if first is None:
+                    first = count, now
+                before, then = first
+                rate = (count - before) / (now - then) if count > before and now > then else 0.0
+                bar.update(task, completed=count, rate=rate)
+                if not console.is_terminal and now - said > LINE_EVERY and count < total:
+                    left = f", {clock((total - count) / rate)} left" if rate else ""
+                    line(f"{_per_second(rate, unit)}{left}")
+
+        if console.is_terminal:
+            yield advance
+        else:
+            with _every(SIGN_EVERY, SIGN_EVERY, patience):
+                yield advance
+
+
+@contextlib.contextmanager
+def waiting(label: str) -> Iterator[Callable[[str], None]]:
+    """Shows how long something takes that cannot tell how far it is; gives what changes the label.
+
+    On a terminal a spinner with the time; elsewhere lines, the first after two seconds, the others
+    half a minute apart.
+    """
+    current, start = _printable(label), time.monotonic()
     if console.is_terminal:
         columns = (SpinnerColumn(), _description(), TimeElapsedColumn())
         disable = jax.process_index() != 0
         with Progress(*columns, console=console, transient=True, disable=disable) as bar:
-            bar.add_task(label, total=None)
-            yield
+            task = bar.add_task(current, total=None)
+            yield lambda text: bar.update(task, description=_printable(text))
         return
-    thread = threading.Thread(target=lines, daemon=True)
-    thread.start()
+
+    def change(text: str) -> None:
+        nonlocal current
+        current = _printable(text)
+
+    def line() -> None:
+        say(f"{current}: {clock(time.monotonic() - start)}")
+
+    with _every(FIRST_SIGN, SIGN_EVERY, line):
+        yield change
+
+
+@contextlib.contextmanager
+def _every(first: float, then: float, work: Callable[[], None]) -> Iterator[None]:
+    """Does the work in a thread, meanwhile: after so many seconds, and again and again."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        seconds = first
+        while not ended.wait(seconds):
+            work()
+            seconds = then
+
+    threading.Thread(target=repeat, daemon=True).start()
     try:
         yield
     finally:
-        done.set()
+        ended.set()
 
 
 def clock(seconds: float) -> str:

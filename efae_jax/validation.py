@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,13 @@ import efae_jax
 from efae_jax import data, pictures
 from efae_jax.api import restore
 from efae_jax.checkpoint import check_config
+from efae_jax.data.left_out import account, account_lines
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, say, track
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.images import psnr, ssim
-from efae_jax.paths import local_folder, workdir_path
+from efae_jax.paths import local_folder, printable, workdir_path
 from efae_jax.sharding import batch_sharding, make_mesh, put_batch, replicated, whole_batch
 
 NAMES = ("psnr", "ssim", "equivariance_error")
@@ -56,6 +56,7 @@ class Evaluator:
                 "config.data holds out no image to evaluate on; see data.test_split, "
                 "data.test_fraction and data.num_test"
             )
+        self._reasons: dict[int, str] = {}  # why images could not be read, by their numbers
         self.num_images = min(config.eval.num_images or len(self.source), len(self.source))
         step = make_eval_step(autoencoder, config)
         self.step = jax.jit(
@@ -79,8 +80,13 @@ class Evaluator:
         count = 0
         batches, size = self.batches(), self.config.eval.batch_size
         if show:
-            steps = math.ceil(self.num_images / size)
-            batches = track(batches, steps, "evaluating", " batches")
+            batches = track(
+                batches,
+                self.num_images,
+                "evaluating",
+                " images",
+                size=lambda batch: min(size, self.num_images - int(batch["index"][0])),
+            )
         for batch in batches:
             device = put_batch(
                 self.mesh, {"image": batch["image"], "index": batch["index"].astype(np.int32)}
@@ -106,11 +112,31 @@ class Evaluator:
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This process's share of the held-out images; padding and surplus masked out."""
         size = self.config.eval.batch_size
-        for i, batch in enumerate(held_out_batches(self.source, self.config, size)):
-            batch["mask"] = batch["mask"] & (batch["index"] < self.num_images)
-            yield batch
-            if (i + 1) * size >= self.num_images:
-                return
+        found = held_out_batches(self.source, self.config, size)
+        try:
+            for i, batch in enumerate(found):
+                batch["mask"] = batch["mask"] & (batch["index"] < self.num_images)
+                yield batch
+                if (i + 1) * size >= self.num_images:
+                    return
+        finally:
+            self._reasons = {n: why for n, why in found.bad.reasons.items() if n < self.num_images}
+            found.close()
+
+    def read(self) -> dict[str, Any]:
+        """What `figures` has read of the held-out images, and what it has not, and why."""
+        source = self.source
+        found = account(source, {source.name(n): why for n, why in self._reasons.items()},
+                        used=self.count)  # fmt: skip
+        lost = self.num_images - self.count - len(self._reasons)
+        for kind, count, example in (
+            ("beyond config.eval.num_images", len(source) - self.num_images,
+             printable(source.name(len(source) - 1))),
+            ("unreadable, in another process", lost, "see what that said"),
+        ):  # fmt: skip
+            if count:
+                found["left_out"][kind] = {"count": count, "example": example}
+        return found
 
 
 def noise_of(seed: int, index_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -226,7 +252,12 @@ def evaluate(
         "images": evaluator.count,
         "group": model.group.name,
         "representation": config.group.representation,
-        "data": {"source": config.data.source, "path": config.data.path, "split": "test"},
+        "data": {
+            "source": config.data.source,
+            "path": config.data.path,
+            "split": "test",
+            "read": evaluator.read(),
+        },
         "decode": model.decode_options(config.eval),
         "protocol": "means over images of per-image figures; pixels clipped to [-1, 1], range 2; "
         "SSIM with an 11-pixel Gaussian window"
@@ -247,6 +278,8 @@ def evaluate(
     (out / "figures.json").write_text(json.dumps(record, indent=2) + "\n")
     table = _table(figures, f"{evaluator.count:,} held-out images", step)
     console.print(table)
+    for line in account_lines(record["data"]["read"]):
+        say(line)
     with (out / "figures.txt").open("w") as file:
         type(console)(file=file, width=100).print(table)
     pictures.write_pictures(model.group.elements, shown, out)

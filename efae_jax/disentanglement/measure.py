@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -190,8 +189,14 @@ class Measurement:
         moments = {name: LatentMoments(self.channels) for name in ("raw", "basis")}
         captions: dict[bytes, int] = {}
         candidates, own, squares = [], [], np.zeros(2)
-        count = math.ceil(len(self.test) / self.batch_size)
-        for batch in track(self._test_batches(), count, "held-out pairs", " batches"):
+        shown = track(
+            self._test_batches(),
+            len(self.test),
+            "held-out",
+            " pairs",
+            size=lambda batch: min(self.batch_size, len(self.test) - int(batch["index"][0])),
+        )
+        for batch in shown:
             z, targets = self._inputs(batch)
             device = put_batch(self.mesh, {"z": z})
             mask = whole_batch(self.mesh, batch["mask"])

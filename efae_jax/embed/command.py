@@ -216,7 +216,9 @@ def _join(
     reader, captions = Embeddings(out, counts), 0
     record, fraction = embeddings.record, settings.test_fraction
     fit = LeastSquares(record["text"]["dimension"], record["image"]["dimension"])
-    for key, place in track(zip(keys, in_embeddings, strict=True), len(keys), "captions"):
+    for key, place in track(
+        zip(keys, in_embeddings, strict=True), len(keys), "captions", " images"
+    ):
         pair = reader[int(place)]
         captions += len(pair["captions"])
         if not is_held_out(key, fraction):

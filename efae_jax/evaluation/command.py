@@ -13,11 +13,12 @@ from efae_jax import groups, report
 from efae_jax.api import load
 from efae_jax.convert import feature_statistics
 from efae_jax.data.chosen import choose_images
+from efae_jax.data.left_out import account_lines
 from efae_jax.errors import UserError
 from efae_jax.evaluation.networks import Networks
 from efae_jax.evaluation.run import UNFINISHED, Run, Settings
 from efae_jax.evaluation.tally import PLAIN
-from efae_jax.logs import console, say
+from efae_jax.logs import console, say, waiting
 from efae_jax.metrics.principal import to_rgb
 from efae_jax.panels import picture
 from efae_jax.pictures import to_pixels
@@ -59,9 +60,12 @@ def evaluate(
     """
     start, out, settings = time.monotonic(), Path(out), settings or Settings()
     _check(settings, out)
-    networks = Networks(settings.frechet, settings.inception, settings.perceptual_weights)
-    reference = _reference(settings, networks)
-    model = load(source, step, dtype, scaling_factor=scaling_factor, shift_factor=shift_factor)
+    with waiting("reading the weights") as note:
+        networks = Networks(settings.frechet, settings.inception, settings.perceptual_weights)
+        reference = _reference(settings, networks)
+        note(f"reading {source}")
+        units = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+        model = load(source, step, dtype, **units)
     chosen = choose_images(model.config.data, default_split="test", **where)
     run = Run(model, networks, chosen, settings, out, devices)
     if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):
@@ -83,6 +87,8 @@ def evaluate(
         )
     for table in report.report_tables([found]):
         console.print(table)
+    for line in account_lines(found["data"]["read"]):
+        say(line)
     say(f"page, figures and pictures: {out}/index.html, {report.FILE}, evaluation.csv, pictures/")
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import efae_jax
-from efae_jax import data, report
+from efae_jax import batch_sizes, data, report
 from efae_jax.api import Model
+from efae_jax.batch_sizes import Batch
 from efae_jax.checkpoint import differences
 from efae_jax.data.chosen import Chosen
+from efae_jax.data.left_out import account
 from efae_jax.data.splits import Subset
 from efae_jax.errors import RunError, UserError
 from efae_jax.evaluation import record
@@ -27,15 +28,16 @@ from efae_jax.evaluation.programs import Programs
 from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import possible
 from efae_jax.interrupts import deferred
-from efae_jax.logs import make_output_folder, say, track
+from efae_jax.logs import counting, make_output_folder, say, waiting
 from efae_jax.models.build import compute_dtype, larger_range
 from efae_jax.panels import picture
+from efae_jax.paths import printable
 from efae_jax.report.gallery import FOLDER as PICTURES
 from efae_jax.sharding import fitting_devices, make_mesh, put_batch, replicated, whole_batch
 
 UNFINISHED = "unfinished.npz"
 SAVE_EVERY = 120.0  # seconds
-FEW_PIXELS = 128 * 128  # of an image; of larger ones a batch has fewer
+MOST, FEW_PIXELS = 16, 128 * 128  # images of a device; of larger images fewer
 
 
 class Settings(NamedTuple):
@@ -49,7 +51,8 @@ class Settings(NamedTuple):
       latent: "sample", of the posterior, or "mean".
       resampling: of scalings, one of `groups.RESAMPLINGS`.
       num_images: of all images, a random choice by the seed; 0: all.
-      batch_size: up to 16 a device, fewer of large images, unless given.
+      batch_size: unless given up to 16 a device, fewer of large images, where there are few, and
+        where memory is scarce.
       pictures: images that are shown.
       max_bad: unreadable images that do not end the run.
       seed: of the order of the images, samples, and a flow's noise.
@@ -86,40 +89,17 @@ class Run:
         devices: Any,
     ):
         self.model, self.networks, self.settings, self.out = model, networks, settings, out
-        if devices is None:
-            devices = fitting_devices(jax.devices(), settings.batch_size)
-        self.mesh = make_mesh(devices=devices)
         self.chosen, self.size = chosen, tuple(chosen.config.size)
-        self.batch_size = settings.batch_size
-        if self.batch_size is None:
-            pixels = self.size[0] * self.size[1]
-            self.batch_size = self.mesh.size * max(1, min(16, 16 * FEW_PIXELS // pixels))
-        if self.batch_size < 1 or self.batch_size % self.mesh.size:
-            raise UserError(
-                f"--batch-size {self.batch_size} must be a positive multiple of the "
-                f"{self.mesh.size} devices"
-            )
         # In random order, so that what only looks at the first images sees all kinds of them.
         order = np.random.default_rng(settings.seed).permutation(len(chosen.source))
         self.order = order[: settings.num_images or None]
         if len(self.order) < 2:
             raise UserError(f"{len(self.order)} images are too few to evaluate on; at least 2")
-        try:
-            self.programs = Programs(
-                model.autoencoder,
-                networks,
-                model.config,
-                self.mesh,
-                sample=settings.latent == "sample",
-                resampling=settings.resampling,
-                seed=settings.seed,
-                size=self.size,
-                channels=chosen.config.channels,
-            )
-        except ValueError as error:  # the models know no UserError
-            raise UserError(str(error)) from error
+        most = max(1, min(MOST, MOST * FEW_PIXELS // (self.size[0] * self.size[1])))
+        if devices is None:
+            devices = fitting_devices(jax.devices(), settings.batch_size)
+        self._set_up(batch_sizes.first_batch(devices, len(self.order), most, settings.batch_size))
         shape, sides = self.programs.latent_shape, self.programs.decoded_sides
-        self.transformations, self.impossible = possible(model.autoencoder, sides, shape)
         vgg = settings.reference or settings.save_reference
         if vgg and networks.frechet == "vgg16" and min(sides) < networks.smallest_side:
             raise UserError(
@@ -128,18 +108,66 @@ class Run:
             )
         self.labelled = chosen.source.num_classes > 1
         self.seconds = 0.0  # of starts before this one
-        self.params = jax.device_put(jax.device_get(model.params), replicated(self.mesh))
-        self.networks_params = jax.device_put(networks.params, replicated(self.mesh))
         self.about = {
             "model": model.identity,
             "dtype": jnp.dtype(compute_dtype(model.config.dtype)).name,
             "data": {**chosen.described, "size": list(self.size)},
             "settings": {k: v for k, v in settings._asdict().items() if k not in _IMMATERIAL},
         }
-        self._trace()
+        self.unreadable: dict[int, str] = {}  # number of an image -> why
         self.tally = Tally(
             self.transformations, shape, sides, features=networks.size, labelled=self.labelled
         )
+
+    def _set_up(self, batch: Batch) -> None:
+        """The programs for such batches, traced: what does not fit ends here, before anything is
+        read or written.
+        """
+        self.batch, self.mesh = batch, make_mesh(devices=batch.devices)
+        model, settings = self.model, self.settings
+        self.params = jax.device_put(jax.device_get(model.params), replicated(self.mesh))
+        self.networks_params = jax.device_put(self.networks.params, replicated(self.mesh))
+        try:
+            self.programs = Programs(
+                model.autoencoder,
+                self.networks,
+                model.config,
+                self.mesh,
+                sample=settings.latent == "sample",
+                resampling=settings.resampling,
+                seed=settings.seed,
+                size=self.size,
+                channels=self.chosen.config.channels,
+            )
+            sides, shape = self.programs.decoded_sides, self.programs.latent_shape
+            wanted, self.impossible = possible(model.autoencoder, sides, shape)
+            self.impossible |= self.programs.trace(
+                self.params, self.networks_params, batch.size, wanted
+            )
+        except ValueError as error:  # the models know no UserError
+            raise UserError(str(error)) from error
+        self.transformations = [t for t in wanted if t.name not in self.impossible]
+
+    def _compile(self) -> None:
+        """All programs; for smaller batches where memory is too small, unless a size is given."""
+        image = f"an image of {self.size[0]}x{self.size[1]}"
+        given = self.settings.batch_size is not None
+        with waiting("compiling") as note:
+            while True:
+                needed = None
+                try:
+                    self.programs.compile(note)
+                    if given:
+                        return
+                    needed = self.programs.memory
+                except jax.errors.JaxRuntimeError as error:
+                    if given or not batch_sizes.out_of_memory(error):
+                        raise
+                free = batch_sizes.free_memory(self.batch.devices)
+                smaller = batch_sizes.smaller(self.batch, needed, free, image)
+                if smaller is None:
+                    return
+                self._set_up(smaller)
 
     def go(self, start: float) -> None:
         """All images that were not seen before; `start` of the clock, for the record."""
@@ -149,17 +177,32 @@ class Run:
         say(
             f"evaluating {total:,} images of {self.size[0]}x{self.size[1]}"
             + (f", {done:,} of them done before" if done else "")
-            + f"; {len(self.transformations)} transformations, {self.mesh.size} device(s); "
-            "the first batch waits for the programs to be compiled"
+            + f"; {len(self.transformations)} transformations"
         )
-        steps = math.ceil((total - done) / self.batch_size)
+        if done < total:
+            with batch_sizes.named_in_errors(lambda: self.batch):
+                self._compile()
+                done = self._all(done, total)
+        self._save(done)
+        if self.tally.count < 2:
+            raise RunError(f"only {self.tally.count} of the {total} images could be read")
+
+    def _all(self, done: int, total: int) -> int:
+        """The images after `done`, of all; returns how many are done."""
+        say(f"batches of {self.batch.size} images on {self.mesh.size} device(s)")
         saved, ahead = time.monotonic(), []
-        with deferred() as requests:
-            batches = track(self._batches(done), steps, "evaluating", " batches")
-            for number, batch in enumerate(batches, 1):
+        with deferred() as requests, counting(total, "evaluating", " images", done=done) as more:
+
+            def add(found: Any) -> None:
+                nonlocal done
+                count = self._add(*found)
+                done += count
+                more(count)
+
+            for number, batch in enumerate(self._batches(done), 1):
                 ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
                 if len(ahead) == 2:  # the devices compute a batch while the host adds up another
-                    done += self._add(*ahead.pop(0))
+                    add(ahead.pop(0))
                 stop = requests.after(number)
                 if stop or time.monotonic() - saved > SAVE_EVERY:
                     self._save(done)
@@ -167,11 +210,9 @@ class Run:
                 if stop:
                     say(f"saved after {done:,} of {total:,} images")
                     raise requests.reason()
-        for found in ahead:
-            done += self._add(*found)
-        self._save(done)
-        if self.tally.count < 2:
-            raise RunError(f"only {self.tally.count} of the {total} images could be read")
+            for found in ahead:
+                add(found)
+        return done
 
     def _dispatch(self, batch: dict[str, np.ndarray]) -> tuple[Any, list[Any]]:
         names = ("image", "index", "label", "mask")
@@ -209,9 +250,10 @@ class Run:
             fine &= np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
         for row in np.flatnonzero(plain["mask"] & ~fine):
             name = self.chosen.source.name(int(plain["index"][row]))
+            dtype = self.about["dtype"]
             raise RunError(
-                f"latent or decoded image of {name}{where} is not finite, computed in "
-                f"{self.about['dtype']}" + larger_range(self.about["dtype"])
+                f"latent or decoded image of {printable(name)}{where} is not finite, computed in "
+                f"{dtype}{larger_range(dtype)}"
             )
 
     def _write_pictures(self, pictures: list[Any], mask: np.ndarray, first: int) -> None:
@@ -232,7 +274,7 @@ class Run:
         batches = data.eval_batches(
             Subset(self.chosen.source, rest.tolist()),
             data.make_transform(self.chosen.config, train=False),
-            batch_size=self.batch_size,
+            batch_size=self.batch.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=self.chosen.config.num_threads,
@@ -245,29 +287,9 @@ class Run:
                 batch["index"] = np.where(batch["index"] < 0, -1, rest[batch["index"]])
                 yield batch
         finally:
+            for row, reason in batches.bad.reasons.items():
+                self.unreadable[int(rest[row])] = reason
             batches.close()
-
-    def _trace(self) -> None:
-        """What does not fit ends here, before anything is read or written."""
-        c = self.chosen.config
-        image = jax.ShapeDtypeStruct((self.mesh.size, *self.size, c.channels), np.uint8)
-        number = jax.ShapeDtypeStruct((self.mesh.size,), np.int32)
-        batch = {"image": image, "index": number, "label": number, "mask": number}
-        try:
-            encoded, _ = jax.eval_shape(
-                self.programs.plain, self.params, self.networks_params, batch
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        for t in list(self.transformations):
-            try:
-                jax.eval_shape(
-                    lambda *a, t=t: self.programs.transformed(t, *a),
-                    self.params, self.networks_params, encoded,
-                )  # fmt: skip
-            except ValueError as error:  # a decoder that takes no other sides, say
-                self.transformations.remove(t)
-                self.impossible[t.name] = str(error)
 
     def _save(self, done: int) -> None:
         if jax.process_index() != 0:
@@ -275,7 +297,15 @@ class Run:
         temporary = self.out / f".{UNFINISHED}.partial"
         with temporary.open("wb") as file:
             about, seconds = json.dumps(self.about), self._elapsed()
-            np.savez(file, done=done, about=about, seconds=seconds, **self.tally.arrays())
+            np.savez(
+                file,
+                done=done,
+                about=about,
+                seconds=seconds,
+                unreadable_index=np.array([*self.unreadable], np.int64),
+                unreadable_reason=np.array([*self.unreadable.values()], str),
+                **self.tally.arrays(),
+            )
         temporary.replace(self.out / UNFINISHED)
 
     def _resume(self) -> int:
@@ -297,10 +327,32 @@ class Run:
             )
         self.tally.load(arrays)
         self.seconds = float(arrays["seconds"])
+        if "unreadable_index" in arrays:
+            reasons = arrays["unreadable_reason"].tolist()
+            self.unreadable = dict(zip(arrays["unreadable_index"].tolist(), reasons, strict=True))
         return int(arrays["done"])
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.start
+
+    def _account(self) -> dict[str, Any]:
+        """What was read of the images, and what was not, and why."""
+        source = self.chosen.source
+        reasons = {source.name(number): why for number, why in self.unreadable.items()}
+        found = account(source, reasons, used=self.tally.count)
+        others = self.tally.unreadable - len(self.unreadable)
+        if others > 0:
+            found["left_out"]["unreadable, in another process"] = {
+                "count": others,
+                "example": "see what that said",
+            }
+        if unchosen := len(source) - len(self.order):
+            first = next(n for n in range(len(source)) if n not in set(self.order.tolist()))
+            found["left_out"]["not chosen (--num-images)"] = {
+                "count": unchosen,
+                "example": printable(source.name(first)),
+            }
+        return found
 
     def record(self, name: str, reference: Any) -> dict[str, Any]:
         """What `evaluation.json` holds."""
@@ -333,6 +385,7 @@ class Run:
                 **self.about["data"],
                 "images": len(self.chosen.source),
                 "unreadable": tally.unreadable,
+                "read": self._account(),
             },
             "protocol": record.protocol(
                 sample=settings.latent == "sample",

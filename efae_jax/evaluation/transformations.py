@@ -94,7 +94,9 @@ class Action:
         """g z."""
         own = self._model.matrices(params)
         names, one = self._model.group.elements, np.eye(z.shape[-1], dtype=np.float32)
-        every = [own[names.index(e)] if e in names else one for e in self.group.elements]
+        # The identity's is known without the parameters, and without their rounding.
+        acting = set(names) - {"e"}
+        every = [own[names.index(e)] if e in acting else one for e in self.group.elements]
         # NumPy's matrices are known to the program, and diagonal ones cost little.
         stack: Any = np.stack if isinstance(own, np.ndarray) else jnp.stack
         return groups.act_latent(self.group, stack(every), jnp.full(len(z), g), z)

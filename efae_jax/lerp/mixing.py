@@ -69,7 +69,8 @@ def decode_mixtures(
         noise = jnp.broadcast_to(one, (size, *image_shape))
     names = list(matrices)
     starts = range(0, len(names), size)
-    for start in track(starts, len(starts), "decoding", " batches"):
+    done = track(starts, len(names), "decoding", " images", size=lambda i: len(names[i : i + size]))
+    for start in done:
         chosen = names[start : start + size]
         # The last batch is filled up: every batch runs the same program.
         filled = [matrices[name] for name in chosen + chosen[:1] * (size - len(chosen))]
