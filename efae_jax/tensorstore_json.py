@@ -20,17 +20,23 @@ import tensorstore
 def give_back_references() -> None:
     """Has the functions of TensorStore that orbax asks for JSON lose none of it.
 
-    Their results stay what they were. The counts are looked at in every result, so that a
-    TensorStore that counts rightly is left to itself. Further calls change nothing.
+    Their results stay what they were. A TensorStore that counts rightly is left to itself. Further
+    calls change nothing.
     """
+    if not _counts_too_often(tensorstore.KvStore.Spec({"driver": "memory", "path": "tried/"})):
+        return
     for owner, name in (
         (tensorstore, "experimental_collect_matching_metrics"),
         (tensorstore.KvStore.Spec, "to_json"),
         (tensorstore.Spec, "to_json"),
     ):
-        function = getattr(owner, name)
-        if not hasattr(function, "__wrapped__"):
-            setattr(owner, name, _giving_back(function))
+        setattr(owner, name, _giving_back(getattr(owner, name)))
+
+
+def _counts_too_often(spec: Any) -> bool:
+    """Whether every name and every value in its JSON has a reference that nobody holds."""
+    json = spec.to_json()
+    return {*_counts(json.keys()), *_counts(json.values())} == {_USUAL + 1}
 
 
 def _giving_back(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,8 +53,8 @@ def _give_back(json: Any) -> None:
     """Takes the references that nobody holds off the names and values of every object."""
     if isinstance(json, dict):
         for members in (json.keys(), json.values()):
-            # Exactly one more than usual has what was made for this object and lies in no other.
-            # Small integers, None and the like are shared, never freed, and may keep theirs.
+            # One more than usual is the dictionary's reference and the one that nobody holds: no
+            # one else has this. Small integers, None and the like are shared, and never freed.
             for member, count in zip(members, _counts(members), strict=True):
                 if count == _USUAL + 1:
                     _decrease(member)
