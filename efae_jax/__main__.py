@@ -214,11 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_layout, overrides=[], stopped="nothing was written")
 
     c = commands.add_parser("benchmark", help="how fast this machine trains, samples, encodes")
-    jobs_help = "efae, dit, sample, encode, decode, kl, eq (all of these), input, startup"
+    jobs_help = (
+        "efae, dit, sample, encode, decode, kl, eq (all of these), input, startup, checkpoints"
+    )
     c.add_argument("jobs", nargs="*", metavar="JOB", help=jobs_help)
     c.add_argument("--model", help=f"that encodes and decodes, or samples: {MODEL}")
     c.add_argument("--peer", action="store_true", help="beside PyTorch, in turns, on one device")
-    c.add_argument("--rounds", type=int, help="turns of each contender; 5, of slow ones 3")
+    c.add_argument("--rounds", type=int, help="turns of each contender; of checkpoints, how many")
     c.add_argument("--batch-size", type=int, help="images of a step; the job's own unless given")
     c.add_argument("--small", action="store_true", help="a look: all sizes tiny")
     c.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto, for the device's")

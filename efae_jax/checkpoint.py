@@ -24,6 +24,7 @@ from efae_jax import distributed, json_files
 from efae_jax.errors import RunError, UserError
 from efae_jax.logs import say
 from efae_jax.paths import absolute
+from efae_jax.tensorstore_json import give_back_references
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -66,6 +67,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, *, owner: bool = False):
+        give_back_references()
         self._manager = ocp.CheckpointManager(
             absolute(workdir) / FOLDER,
             options=ocp.CheckpointManagerOptions(

@@ -237,6 +237,18 @@ def test_missing_peers_are_one_line(monkeypatch, capsys):
     assert "pip install diffusers" in capsys.readouterr().err
 
 
+def test_checkpoints(tmp_path, capsys):
+    out = tmp_path / "benchmark.json"
+    record = command.benchmark(["checkpoints"], jobs.Options(small=True), 6, out)
+    rows = record["jobs"]["checkpoints"]
+    assert rows == json.loads(out.read_text())["jobs"]["checkpoints"]
+    assert [row["checkpoints"] for row in rows] == [1, 3, 4, 6]
+    assert all(row["milliseconds"]["low"] > 0 and row["blocks"] > 0 for row in rows)
+    said = capsys.readouterr().out
+    assert "MB resident" in said
+    assert f"{rows[-1]['blocks']:,}" in said
+
+
 def test_until_a_line():
     code = "import time; print('first'); print('step 1/9', flush=True); time.sleep(60)"
     command_line = [sys.executable, "-u", "-c", code]

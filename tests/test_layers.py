@@ -11,7 +11,7 @@ LAYERS = [
     {"paths"},
     {"logs", "json_files"},
     {"models", "data", "sharding", "optim", "compilation"},
-    {"distributed", "interrupts", "batch_sizes"},
+    {"distributed", "interrupts", "batch_sizes", "tensorstore_json"},
     {"convert"},
     {"methods", "embedders"},
     {"state", "checkpoint", "pictures", "panels", "report", "basis"},

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from efae_jax import __version__
-from efae_jax.benchmark import startup
+from efae_jax.benchmark import checkpoints, startup
 from efae_jax.benchmark.jobs import JOBS, OURS, Options, make_setting
 from efae_jax.benchmark.measure import Row, measure, reason
 from efae_jax.benchmark.pairs import Spread
@@ -23,7 +23,7 @@ from efae_jax.errors import RunError, UserError
 from efae_jax.logs import console, figures_table, say
 
 FORMAT = 1
-OTHERS = ("input", "startup")  # asked for by name only
+OTHERS = ("input", "startup", "checkpoints")  # asked for by name only
 PEERS = ("torch", "diffusers")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", *PEERS)
 
@@ -115,6 +115,9 @@ def _run(
         config = "configs/efae.py:smoke" if options.small else "configs/efae.py:quickstart"
         rows = startup.measure(config, **given)
         startup.show(rows)
+    elif name == "checkpoints":
+        rows = checkpoints.measure("smoke" if options.small else "quickstart", **given)
+        checkpoints.show(rows)
     elif name == "input":
         # It needs the loaders' packages, which the other jobs do without.
         from efae_jax.benchmark import input as reading
