@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from efae_jax import convert, sampling
+from efae_jax import convert, json_files, sampling
 from efae_jax.basis import Basis, read_beside
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
-from efae_jax.convert import files
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
@@ -385,7 +384,7 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
       UserError: when it is one that holds no checkpoint.
     """
     path = workdir_path(path) if is_remote(path) else Path(path)
-    config = files.read_json(path / "config.json")
+    config = json_files.read_object(path / "config.json", "a model's config")
     if config is None or (path / FOLDER).is_dir():
         return config is not None
     if "method" in config:  # diffusers' config.json has none

@@ -76,7 +76,9 @@ def read_model(
     imported = module.read(found, options)
     with imported.config.unlocked():
         imported.config.model.source = str(source)
-    return imported
+    return imported._replace(
+        ignored={**found.ignored, **imported.ignored}, notes=[*found.notes, *imported.notes]
+    )
 
 
 def write_model(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from efae_jax.convert import files, kl_table, model, taesd
-from efae_jax.convert.hub import CONFIG, WEIGHTS
+from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.convert.sources import DESCRIPTION
+from efae_jax.convert.weight_names import STEMS
 from efae_jax.errors import UserError
 from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, Variant
 
@@ -21,6 +22,7 @@ FORMAT = "diffusers"
 KINDS = ("kl", "taesd")
 OPTIONS = ("scaling_factor", "padding", "variant")
 FOLDER = True
+WEIGHTS = f"{STEMS[0]}.safetensors"
 NORM_EPS = 1e-6
 # Fields that travel in config.json.
 IN_CONFIG = ("scaling", "shift", "mean", "std", "norm_groups", "norm_eps")
@@ -93,7 +95,7 @@ def read(source: Source, options: Options) -> Imported:
     if source.config is None:
         raise UserError(
             f"{source.path}: the names are diffusers', but there is no {CONFIG}; give the folder "
-            f"that holds both, with the weights as {WEIGHTS[0]}"
+            f"that holds both, with the weights as {WEIGHTS}"
         )
     name = source.config.get("_class_name")
     if name not in readers:
@@ -246,7 +248,7 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
         out,
         {
             CONFIG: files.json_text(about | dict(config.model.get("diffusers", {})) | fields),
-            WEIGHTS[0]: files.safetensors_bytes(tensors),
+            WEIGHTS: files.safetensors_bytes(tensors),
             DESCRIPTION: files.json_text(model.describe(config, FORMAT, IN_CONFIG)),
         },
     )

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from efae_jax.convert import files, hub, layout
-from efae_jax.errors import UserError
 from efae_jax.models.functional import Net
 from efae_jax.models.inception import InceptionV3
+from efae_jax.paths import user_path
 
 _UNREAD = re.compile(r"(fc|AuxLogits)\.|.*\.num_batches_tracked$")
 # A path here is that of the module, whose name is theirs too, and one of these.
@@ -41,10 +41,8 @@ def read_inception(source: str | os.PathLike[str]) -> layout.Params:
       UserError: no such file, here or on the hub; a damaged one, one that names code, or one that
         is not of this network (every name listed).
     """
-    path = Path(source)
-    if not path.exists() and hub.is_id(str(source)):
-        if str(source).count("/") < 2:
-            raise UserError(f"{source}: no such file; one of the hub is named {source}/FILE")
+    path = Path(user_path(source))
+    if not path.exists() and hub.parse(str(source)) is not None:
         path = hub.fetch(str(source))
     tensors = {n: a for n, a in files.read_state_dict(path).items() if not _UNREAD.match(n)}
     abstract = Net(lambda rngs: InceptionV3(rngs=rngs)).abstract

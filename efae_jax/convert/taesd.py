@@ -11,7 +11,8 @@ import numpy as np
 
 from efae_jax.convert import files, layout, model
 from efae_jax.convert.model import Imported, Options, Source
-from efae_jax.convert.sources import DESCRIPTION, SIDES
+from efae_jax.convert.sources import DESCRIPTION
+from efae_jax.convert.weight_names import SIDES
 from efae_jax.errors import UserError
 from efae_jax.models.taesd import (
     IMAGE_CHANNELS,

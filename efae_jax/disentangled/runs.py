@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from efae_jax import json_files
 from efae_jax.api import config_of, restore_player
 from efae_jax.basis import Basis, make_basis, to_bytes
 from efae_jax.checkpoint import save_model
@@ -32,7 +33,8 @@ class RestoredRun(NamedTuple):
 
 def is_basis_run(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the work directory of a disentangling run, or of such an import."""
-    return (files.read_json(Path(path) / "config.json") or {}).get("method") == METHOD
+    config = json_files.read_object(Path(path) / "config.json", "a model's config")
+    return (config or {}).get("method") == METHOD
 
 
 def restore_run(workdir: str | os.PathLike[str], step: int | None = None) -> RestoredRun:
