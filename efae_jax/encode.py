@@ -76,6 +76,7 @@ def encode_source(
     if store is not None:
         _check_store(store, settings)
     model = load(model_source, dtype=dtype)
+    model.require("encode", ["encoder"])
     source, transform, described = make_source(model, **where)
     extractor = Extractor(
         model,

@@ -24,6 +24,7 @@ def read_autoencoder(config: Any, source: str) -> Any:
     the latent), so the configs are compared, not the shapes. The group may differ.
     """
     model = load(source)
+    model.require("config.init_from")
     ours, theirs = (
         {
             "model": {k: v for k, v in c["model"].items() if k not in MODEL_RECORD},

@@ -236,6 +236,8 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
     Raises:
       UserError: a model that diffusers cannot hold, or a folder that cannot be written.
     """
+    if missing := config.model.get("missing", ""):
+        raise UserError(f"AutoencoderTiny has both halves, and the {missing} is missing")
     if config.model.kind == "taesd":
         name, fields = "AutoencoderTiny", _tiny_fields(config)
         table = taesd.table(config.model.variant, FORMAT)

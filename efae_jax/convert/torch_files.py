@@ -297,8 +297,11 @@ class _Arrays:
         self._count(shape, dtype)
         if 0 in shape:
             return np.zeros(shape, dtype)
-        flat = data[: data.size // dtype.itemsize * dtype.itemsize].view(dtype)
-        steps = [s * dtype.itemsize for s in strides]
+        flat = data[: data.size // dtype.itemsize * dtype.itemsize]
+        if dtype.itemsize == 1:  # whose strides NumPy knows of types of its own only
+            steps = np.lib.stride_tricks.as_strided(flat[offset:], shape, strides, writeable=False)
+            return steps.view(dtype)
+        flat, steps = flat.view(dtype), [s * dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
 
     def _pickled_storage(self, call: Call) -> Persistent:

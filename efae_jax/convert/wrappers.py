@@ -69,8 +69,9 @@ def choose_mapping(tree: Any, key: str | None, where: str) -> tuple[Any, str | N
     if rest and rest.strip("."):
         held = [d for _, d in _mappings(tree, path) if _holds(d, f"{rest.strip('.')}.")]
         if not held:
-            keys = [p for p, _ in _mappings(tree, path) if p and p != path]
-            _refuse_key(where, key or "", keys or _tops(tree))
+            _refuse_key(
+                where, key or "", [k for p, d in _mappings(tree, path) for k in _keys(d, p)]
+            )
         return held[0], rest
     found = [(p, d, _most(d)) for p, d in _mappings(tree, path)]
     most = max((n for *_, n in found), default=0)
@@ -108,7 +109,7 @@ def choose_names(
     if given:
         inside = _inside(tensors, f"{given}.")
         if not inside:
-            _refuse_key(where, given, _tops(tensors))
+            _refuse_key(where, given, _keys(tensors))
         outside += [name for name in tensors if not name.startswith(f"{given}.")]
         tensors = inside
     found = _prefixes(tensors)
@@ -228,9 +229,11 @@ def _top(name: str) -> str:
     return first + dot
 
 
-def _tops(names: Iterable[Any]) -> list[str]:
-    tops = dict.fromkeys(_top(name) for name in names if isinstance(name, str))
-    return [top[:-1] for top in tops if top.endswith(".")]
+def _keys(mapping: Mapping[Any, Any], path: str = "") -> list[str]:
+    """What can be asked of a dictionary: its own path, and the prefixes of models in it."""
+    names = [_without_wrappers(name) for name in mapping if isinstance(name, str)]
+    inside = [prefix[:-1] for prefix in _prefixes(names) if prefix]
+    return [key for key in (path, *(f"{path}.{k}" if path else k for k in inside)) if key]
 
 
 def _ask(where: str, keys: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from efae_jax.checkpoint import save_model
 from efae_jax.convert import files, layout, sketch, sources
 from efae_jax.errors import UserError
 from efae_jax.models.disentangler import Disentangler, build_disentangler
+from efae_jax.paths import user_path
 from efae_jax.sharding import make_mesh
 
 METHOD, PLAYER = "disentangle", "disentangler"  # of the config; of the checkpoint
@@ -33,7 +34,7 @@ class RestoredRun(NamedTuple):
 
 def is_basis_run(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the work directory of a disentangling run, or of such an import."""
-    config = json_files.read_object(Path(path) / "config.json", "a model's config")
+    config = json_files.read_object(Path(user_path(path)) / "config.json", "a model's config")
     return (config or {}).get("method") == METHOD
 
 

@@ -133,6 +133,7 @@ class _Prepared:
 
     def __init__(self, model_source: Any, out: Path, settings: Settings, dtype: str | None):
         model = load(model_source, dtype=dtype)
+        model.require("embed", ["encoder"])
         size, channels = _size(model, settings.size), model.config.data.channels
         self.source: Source = open_captioned(
             settings.data,

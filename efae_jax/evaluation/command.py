@@ -60,6 +60,7 @@ def evaluate(
     networks = Networks(settings.frechet, settings.inception, settings.perceptual_weights)
     reference = _reference(settings, networks)
     model = load(source, step, dtype)
+    model.require("evaluate")
     chosen = choose_images(model.config.data, default_split="test", **where)
     run = Run(model, networks, chosen, settings, out, devices)
     if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):

@@ -85,6 +85,7 @@ def lerp(
             raise UserError(f"{path}: no such image file")
     make_output_folder(out)
     model = load(model_source, dtype=dtype)
+    model.require("lerp")
     basis = Disentangled(model, basis, semantic).basis
     transform = _transform(model, size)
     images = [_read(path, transform) for path in paths]
