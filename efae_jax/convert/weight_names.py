@@ -72,13 +72,13 @@ def candidates(names: Iterable[str]) -> list[Candidate]:
     counts: dict[tuple[str, str, str], int] = {}
     indices: dict[tuple[str, str, str], str] = {}
     for name in sorted(names):
-        if match := _WHOLE.fullmatch(name):
-            stem, variant, suffix = match["stem"], match["variant"] or "", match["suffix"]
-            found.append(Candidate(stem, variant, suffix, (name,), None, 1))
-        elif match := _SHARD.fullmatch(name):
+        if match := _SHARD.fullmatch(name):
             key = (match["stem"], match["before"] or match["after"] or "", match["suffix"])
             shards.setdefault(key, {})[int(match["number"])] = name
             counts[key] = int(match["count"])
+        elif match := _WHOLE.fullmatch(name):
+            stem, variant, suffix = match["stem"], match["variant"] or "", match["suffix"]
+            found.append(Candidate(stem, variant, suffix, (name,), None, 1))
         elif match := _INDEX.fullmatch(name):
             key = (match["stem"], match["before"] or match["after"] or "", match["suffix"])
             indices[key] = name

@@ -63,6 +63,8 @@ def choose_mapping(tree: Any, key: str | None, where: str) -> tuple[Any, str | N
     Raises:
       UserError: no such key, or several dictionaries that serve as well (their keys listed).
     """
+    if not isinstance(tree, dict):
+        return tree, key
     path, rest = "", key
     if key is not None:
         path, tree, rest = _followed(tree, key)
@@ -182,10 +184,8 @@ def _mappings(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]
             ]
 
 
-def _only_mapping(tree: Any) -> Any:
+def _only_mapping(tree: dict[Any, Any]) -> dict[Any, Any]:
     """Of names that no format has: under `state_dict`, or the one dictionary of objects alone."""
-    if not isinstance(tree, dict):
-        return tree
     if isinstance(tree.get("state_dict"), dict):
         return tree["state_dict"]
     plain = (type(None), bool, int, float, str, bytes, list, tuple, dict)
