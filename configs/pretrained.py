@@ -43,6 +43,7 @@ def add_autoencoder(c: ConfigDict, kind: str) -> None:
     c.latent.clamp = 0.0  # limit of |z|; 0: none
     if kind == "taesd":
         c.model.variant = "taef1"  # taesd, taesdxl, taesd3, taef1, taef2, taesana
+        c.model.missing = ""  # encoder or decoder, of one half alone
         return
     c.model.widths = (128, 256, 512, 512)  # per level, from the image inwards
     c.model.decoder_widths = ()  # empty: as widths

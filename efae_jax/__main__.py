@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_export, stopped="a file or folder is written whole or not at all")
 
     c = commands.add_parser("import", help="make a work directory from PyTorch weights")
-    c.add_argument("source", help="a file, a folder, or a hub id: owner/name or owner/name/file")
+    c.add_argument("source", help="a file (FILE::KEY), a folder, or a hub id: owner/name[/file]")
     c.add_argument("workdir", type=_path)
     c.add_argument("--format", help="recognised from the content unless given")
     _add_units(c)
@@ -415,6 +415,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     from efae_jax import convert
+    from efae_jax.api import path_of
     from efae_jax.basis import FILE, read_beside, to_bytes
     from efae_jax.checkpoint import save_model
     from efae_jax.convert import sketch
@@ -437,7 +438,9 @@ def _import(args: argparse.Namespace) -> None:
         print("\n".join(import_run(args.source, args.workdir)))
         return
     config = json.loads(read.config.to_json_best_effort())
-    basis = read_beside(Path(args.source), build_autoencoder(read.config).representation.channels)
+    channels = build_autoencoder(read.config).representation.channels
+    path = path_of(args.source)
+    basis = None if path is None else read_beside(path, channels)
     beside = {} if basis is None else {FILE: to_bytes(basis)}
     save_model(args.workdir, {"autoencoder": read.params}, config, beside)
     print(f"{args.source}: {read.config.model.kind}, format {read.format}")

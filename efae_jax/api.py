@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from efae_jax import convert, sampling
+from efae_jax import convert, json_files, sampling
 from efae_jax.basis import Basis, read_beside
 from efae_jax.checkpoint import FOLDER, Checkpoints, read_config
-from efae_jax.convert import files, layout, units
+from efae_jax.convert import hub, layout, units, wrappers
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.models.build import build_autoencoder
 from efae_jax.models.latent import Posterior
 from efae_jax.models.tiled import tiled_decode, tiled_encode, tiled_posterior
-from efae_jax.paths import is_remote, workdir_path
+from efae_jax.paths import is_remote, printable, user_path, workdir_path
 from efae_jax.sharding import make_mesh, tree_shardings
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ class Model:
       upscale: side of the images that `decode` gives / side of those that `encode` takes.
       is_flow: `decode` samples, from noise.
       autoencoder: its pure functions of parameters, for programs of one's own.
+      has_encoder, has_decoder: of a half of TAESD, one is False: it only decodes or encodes.
       basis: of the latent's channels, semantic ones first, that travels with the model, for
         `efae_jax.Disentangled`; or None.
     """
@@ -142,6 +143,7 @@ class Model:
         self.group = self._model.group
         self.factor, self.upscale = self._model.factor, self._model.upscale
         self.is_flow, self.autoencoder = self._model.is_flow, self._model
+        self.has_encoder, self.has_decoder = self._model.has_encoder, self._model.has_decoder
         self.basis = basis
 
     @functools.cached_property
@@ -158,6 +160,24 @@ class Model:
             "step": self.step,
             "sha256": digest.hexdigest(),
         }
+
+    def require(self, what: str, sides: Sequence[str] = ("encoder", "decoder")) -> None:
+        """Raises a UserError where a part is missing that something needs.
+
+        Args:
+          what: needs them, for the message.
+          sides: "encoder", "decoder" or both.
+        """
+        for side in sides:
+            if not getattr(self, f"has_{side}"):
+                source = Path(str(self.config.model.get("source", "")))
+                (other,) = {"encoder", "decoder"} - {side}
+                wanted = source.stem.removesuffix(other) + side if other in source.stem else ""
+                raise UserError(
+                    f"{what} needs the {side}, and {printable(str(source))} gave the {other} "
+                    f"alone: put the file {printable(wanted or f'*_{side}')}{source.suffix} "
+                    "beside it, and load both"
+                )
 
     def normalise(self, z: Float[Array, "... C"]) -> Float[Array, "... D"]:
         """Latents in the units of a diffusion model: by scaling, shift, or mean and std.
@@ -181,6 +201,7 @@ class Model:
           tile: pixels a side; larger images are encoded tile by tile, one after the other, from
             and to arrays on the host, in the memory of a tile (`models.tiled.tiled_encode`).
         """
+        self.require("encode", ["encoder"])
         if tile is None:
             return self._encode(self.params, self._pixels(x))
         return tiled_encode(self._model, self.params, self._images(np.asarray(x)), tile=tile)
@@ -193,6 +214,7 @@ class Model:
         Args:
           x, tile: as for `encode`.
         """
+        self.require("posterior", ["encoder"])
         if tile is None:
             return self._posterior(self.params, self._pixels(x))
         return tiled_posterior(self._model, self.params, self._images(np.asarray(x)), tile=tile)
@@ -250,6 +272,7 @@ class Model:
           tile: pixels a side of the encoder's images; larger ones are decoded tile by tile
             (`models.tiled.tiled_decode`), not a flow's.
         """
+        self.require("decode", ["decoder"])
         given = {"steps": steps, "solver": solver, "guidance": guidance}
         given = {name: value for name, value in given.items() if value is not None}
         options = self._model.decode_options(self.config.eval)
@@ -403,6 +426,7 @@ def load_asking(
     Returns:
       the model, and that warning; empty where there is nothing to ask.
     """
+    source = user_path(source)
     given = convert.Options(scaling_factor=scaling_factor, shift_factor=shift_factor)
     if not is_workdir(source):
         return _load_weights(source, step, dtype, given)
@@ -427,8 +451,10 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     Raises:
       UserError: when it is one that holds no checkpoint.
     """
-    path = workdir_path(path) if is_remote(path) else Path(path)
-    config = files.read_json(path / "config.json")
+    if hub.is_url(os.fspath(path)):
+        return False
+    path = workdir_path(path) if is_remote(path) else Path(user_path(path))
+    config = json_files.read_object(path / "config.json", "a model's config")
     if config is None or (path / FOLDER).is_dir():
         return config is not None
     if "method" in config:  # diffusers' config.json has none
@@ -454,7 +480,15 @@ def _load_weights(
 
 
 def _with_basis(source: str | os.PathLike[str], restored: Restored) -> Model:
-    return Model(restored, read_beside(epath.Path(source), restored.model.representation.channels))
+    channels = restored.model.representation.channels
+    path = path_of(source)
+    return Model(restored, None if path is None else read_beside(path, channels))
+
+
+def path_of(source: str | os.PathLike[str]) -> epath.Path | None:
+    """The path in what `load` takes, without a key behind it; None for an address of the web."""
+    text, _ = wrappers.split(user_path(source))
+    return None if hub.is_url(text) else epath.Path(text)
 
 
 def _set_dtype(config: ConfigDict, dtype: str | None) -> None:

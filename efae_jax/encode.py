@@ -80,6 +80,7 @@ def encode_source(
     model = load(
         model_source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor
     )
+    model.require("encode", ["encoder"])
     source, transform, described = make_source(model, **where)
     extractor = Extractor(
         model,

@@ -93,6 +93,7 @@ def reconstruct(
         raise UserError(f"--act {act}: allowed are {', '.join(SQUARE.elements)}, and hv for r180")
     make_output_folder(out)
     model = load(source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor)
+    model.require("reconstruct")
     images = _images(paths, model, where)
     reader = _Reader(model, size, max_pixels or MAX_PIXELS)
     _check(model, act, tile)

@@ -33,6 +33,7 @@ def read_autoencoder(config: Any, source: str) -> Any:
       UserError: for another model than the config describes, naming every field.
     """
     model, _ = load_asking(source)
+    model.require("config.init_from")
     if not units.is_stated(model.config):
         latent = config.latent
         with model.config.unlocked():

@@ -365,7 +365,7 @@ def test_all_problems_of_the_names_are_listed_at_once(folder):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{", "is not JSON"), ("[]", "must hold a JSON object"), ("{}", "_class_name is None")],
+    [("{", "it is no JSON"), ("[]", "a list, not an object"), ("{}", "_class_name is None")],
 )
 def test_config_files_that_are_none(folder, text, expected):
     (folder / "config.json").write_text(text)
@@ -374,7 +374,7 @@ def test_config_files_that_are_none(folder, text, expected):
 
 def test_folders_without_weights_or_anything(folder, tmp_path):
     (folder / WEIGHTS).unlink()
-    assert f"none of {WEIGHTS}" in error_of(convert.read_model, folder)
+    assert f"no weights beside it: neither {WEIGHTS}" in error_of(convert.read_model, folder)
     assert "holds neither config.json" in error_of(convert.read_model, tmp_path)
 
 

@@ -198,10 +198,11 @@ def test_a_json_that_disagrees_is_refused(exported, changes, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("[]", "must hold a JSON object, not a list"),
-        ("{}", "does not describe a model of format efae"),
+        ("{", "it is no JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ("[]", "a list, not an object"),
+        ("{}", "give --heads"),
+        ('{"format": "ldm"}', "does not describe a model of format efae"),
         ('{"format": "efae", "architecture": {"heads": 2}}', "5 missing: channels, depth"),
         (
             json.dumps({"format": "efae", "architecture": ARCHITECTURE, "image_range": [0, 1]}),

@@ -10,8 +10,10 @@ import pytest
 import safetensors.numpy
 from weights import SHARED, assert_same_bytes, error_of, needs, random_state_dict, torch_shapes
 
+import efae_jax
 from configs.pretrained import get_config
 from efae_jax import convert
+from efae_jax.__main__ import main
 from efae_jax.convert import files, taesd
 from efae_jax.convert.verify import verify
 from efae_jax.models.build import build_autoencoder
@@ -77,9 +79,94 @@ def test_either_file_leads_to_the_other(tmp_path):
         assert_same_bytes(convert.read_model(folder / f"taesd_{side}.pth").params, expected)
     write(folder, theirs, "other")
     assert "several models; name one file" in error_of(convert.read_model, folder)
-    (folder / "other_decoder.pth").unlink()
-    (folder / "taesd_decoder.pth").unlink()
-    assert "of no format" in error_of(convert.read_model, folder / "taesd_encoder.pth")
+
+
+ENDINGS = [(".pth", ".pth"), (".safetensors", ".pth"), (".pt", ".safetensors")]
+
+
+@pytest.mark.parametrize("endings", ENDINGS)
+def test_halves_of_different_endings_are_a_pair(endings, tmp_path):
+    theirs = random_state_dict(shapes("taesd"))
+    folder = write(tmp_path / "in", theirs, "taesd")
+    for side, ending in zip(SIDES, endings, strict=True):
+        path = folder / f"taesd_{side}.pth"
+        path.rename(path.with_suffix(ending))
+    for path in (folder, *folder.iterdir()):
+        assert convert.read_model(path).params.keys() == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize("name", ["taesd_{}.pth", "{}.safetensors", "taesd-{}.pt", "x (1).pth"])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prefix", ["", "module.", "{}."])
+def test_a_half_alone_is_known_by_its_name_or_shapes(name, side, prefix, tmp_path):
+    part = split(random_state_dict(shapes("taesd")))[side]
+    part = {prefix.format(side) + n: a for n, a in part.items()}
+    (tmp_path / name.format(side)).write_bytes(safetensors.numpy.save(part))
+    read = convert.read_model(tmp_path / name.format(side))
+    assert read.params.keys() == {side}
+    assert read.config.model.missing == SIDES[side == "encoder"]
+    assert any(f"the {side} alone, which only {side[:2]}codes" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("side", SIDES)
+def test_a_half_of_every_variant_is_written_as_half(variant, side, tmp_path):
+    theirs = random_state_dict(shapes(variant), np.float16)
+    folder = write(tmp_path / "in", theirs, variant)
+    (folder / f"{variant}_{SIDES[side == 'encoder']}.pth").unlink()
+    read = convert.read_model(folder)
+    assert read.config.model.variant == variant
+    convert.write_model(read.config, read.params, tmp_path / "out")
+    written = {f"{variant}_{side}.safetensors", "efae_jax.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == written
+    ours = files.read_state_dict(tmp_path / "out" / f"{variant}_{side}.safetensors")
+    assert_same_bytes(ours, split(theirs)[side])
+    assert convert.read_model(tmp_path / "out").config.model.variant == variant
+    out = tmp_path / "diffusers"
+    assert "is missing" in error_of(convert.write_model, read.config, read.params, out, "diffusers")
+    assert verify(read.config, read.params, read, folder)[0].startswith("not compared")
+
+
+def test_a_whole_model_may_be_called_like_a_half(tmp_path):
+    """Names of both halves, or of another format, in a file *_decoder."""
+    theirs = random_state_dict(shapes("taesd"))
+    path = tmp_path / "consistency_decoder.safetensors"
+    path.write_bytes(safetensors.numpy.save(theirs))
+    assert convert.read_model(path).params.keys() == {"encoder", "decoder"}
+
+
+def test_a_half_does_what_it_can(tmp_path, capsys):
+    folder = write(tmp_path / "in", random_state_dict(shapes("taesd")), "taesd")
+    whole = efae_jax.load(folder)
+    x = np.zeros((1, 16, 16, 3), np.uint8)
+    z = whole.encode(x)
+    paths = {side: tmp_path / side / f"taesd_{side}.pth" for side in SIDES}
+    for path in paths.values():
+        path.parent.mkdir()
+        (folder / path.name).rename(path)
+    run = tmp_path / "run"
+    assert main(["import", str(paths["encoder"]), str(run)]) == 0
+    assert "the encoder alone" in capsys.readouterr().out
+    for encoder in (efae_jax.load(paths["encoder"]), efae_jax.load(run)):
+        assert (encoder.has_encoder, encoder.has_decoder) == (True, False)
+        np.testing.assert_array_equal(encoder.encode(x), z)
+        assert "decode needs the decoder" in error_of(encoder.decode, z)
+    decoder = efae_jax.load(paths["decoder"])
+    np.testing.assert_array_equal(decoder.decode(z), whole.decode(z))
+    for call in (decoder.encode, decoder.posterior):
+        message = error_of(call, x)
+        assert f"needs the encoder, and {paths['decoder']} gave the decoder alone" in message
+        assert "put the file taesd_encoder.pth beside it" in message
+    capsys.readouterr()
+    data = ["--data", str(tmp_path)]
+    for command in (
+        ["evaluate", "--model", str(run), "--out", str(tmp_path / "v"), *data],
+        ["reconstruct", "--model", str(run), str(tmp_path), "--out", str(tmp_path / "r")],
+        ["encode", "--model", str(paths["decoder"]), "--out", str(tmp_path / "e"), *data],
+    ):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{command[0]} needs the" in line
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,7 @@ def _model(setting: Setting, *, flow: bool) -> tuple[Any, Any, Any, str]:
         name = f"configs/efae.py:{setting.sizes.efae}" if flow else "AutoencoderKL of SD's shape"
         return model, params, config, name
     loaded = load(options.model, dtype=None if options.dtype == "auto" else options.dtype)
+    loaded.require("benchmark --model")
     if loaded.is_flow != flow:
         raise UserError(
             f"--model {options.model} has {'a flow' if loaded.is_flow else 'no flow'} as decoder; "

@@ -101,7 +101,9 @@ def read_model(
         imported.config.model.source = str(source)
     notes = units.override(imported.config, options.scaling_factor, options.shift_factor)
     return imported._replace(
-        notes=[*imported.notes, *notes], asks=units.unstated_note(imported.config)
+        ignored={**found.ignored, **imported.ignored},
+        notes=[*found.notes, *imported.notes, *notes],
+        asks=units.unstated_note(imported.config),
     )
 
 

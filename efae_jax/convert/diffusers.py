@@ -26,9 +26,10 @@ from efae_jax.convert.diffusers_config import (
     checked_fields,
     require_fields,
 )
-from efae_jax.convert.hub import CONFIG, WEIGHTS
+from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported, Options, Source
 from efae_jax.convert.sources import DESCRIPTION
+from efae_jax.convert.weight_names import STEMS
 from efae_jax.errors import UserError
 from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, Variant
 
@@ -36,6 +37,7 @@ FORMAT = "diffusers"
 KINDS = ("kl", "taesd")
 OPTIONS = ("padding", "variant")
 FOLDER = True
+WEIGHTS = f"{STEMS[0]}.safetensors"
 NORM_EPS = 1e-6
 # Fields that travel in config.json.
 IN_CONFIG = ("scaling", "shift", "mean", "std", "norm_groups", "norm_eps")
@@ -190,6 +192,8 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
     Raises:
       UserError: a model that diffusers cannot hold, or a folder that cannot be written.
     """
+    if missing := config.model.get("missing", ""):
+        raise UserError(f"AutoencoderTiny has both halves, and the {missing} is missing")
     if config.model.kind == "taesd":
         fields, table = _tiny_fields(config), taesd.table(config.model.variant, FORMAT)
     else:
@@ -202,7 +206,7 @@ def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None =
         out,
         {
             CONFIG: files.json_text(about | dict(config.model.get("diffusers", {})) | fields),
-            WEIGHTS[0]: files.safetensors_bytes(tensors),
+            WEIGHTS: files.safetensors_bytes(tensors),
             DESCRIPTION: files.json_text(model.describe(config, FORMAT, IN_CONFIG)),
         },
     )

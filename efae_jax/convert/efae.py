@@ -282,8 +282,9 @@ def from_source(source: Source, heads: int | None) -> tuple[dict[str, Any], layo
     found, params = from_torch(source.tensors, where)
     if source.description is None and heads is None:
         raise UserError(
-            f"{where}: the number of attention heads cannot be read from weights and {beside} is "
-            "not there; give --heads (the original has 4 for MNIST and 8 for CIFAR-10)"
+            f"{where}: the number of attention heads cannot be read from weights, and no JSON of "
+            f"this package is beside them ({beside}); give --heads "
+            "(the original has 4 for MNIST and 8 for CIFAR-10)"
         )
     if heads is not None:
         found = {**found, "heads": heads}

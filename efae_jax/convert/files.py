@@ -11,24 +11,46 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16, which safetensors asks for)
+import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16)
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from efae_jax.convert import torch_files
+from efae_jax.convert import safetensors_files, torch_files, wrappers, wrong_files
+from efae_jax.convert.pickles import DamagedError
 from efae_jax.errors import UserError
+from efae_jax.paths import printable
 
-# The first instruction of a pickle of protocol 2 and later says so.
-_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+# The first instruction of a pickle of protocol 2 and later says so; before, what may be there.
+_PICKLES = (
+    *(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5)),
+    b"}q\0",
+    b"(dp",
+    b"(lp",
+    b"ccollections\nOrderedDict\n",
+)
 _NPZ_PREFIX = "sd/"
 _NPZ_NOT_WEIGHTS = ("in/", "out/")
+# What files of float8 with scales beside them call the scales.
+_SCALES = re.compile(r"(?:.*[._])?(?:scale_weight|weight_scale|scale_input|input_scale|scaled_fp8)")
+
+
+class Weights(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      tensors: the state dict, in PyTorch's layout.
+      ignored: how many tensors lay beside it, by the start of their names.
+    """
+
+    tensors: dict[str, np.ndarray]
+    ignored: dict[str, int]
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -36,36 +58,88 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
     Where names of an npz start with `sd/`, those are the weights, without the
     prefix, and `in/...` and `out/...` (inputs and outputs for tests) are not.
+    Numbers of 8 bits are widened to float32.
 
     Raises:
       UserError: the file is missing, unreadable, truncated, of another kind, or
         holds anything but plain arrays of the sizes that it states.
     """
-    path = Path(path)
+    return _read(Path(path), None).tensors
+
+
+def read_weights(path: str | Path, key: str | None = None) -> Weights:
+    """Reads a model's state dict, without what is wrapped around it (`wrappers`).
+
+    Args:
+      path: of a file as for `read_state_dict`.
+      key: under which the model lies, where the file holds several.
+
+    Raises:
+      UserError: as for `read_state_dict`, or several models, or no such key.
+    """
+    tensors, rest, outside = _read(Path(path), key)
+    tensors, ignored = wrappers.choose_names(tensors, rest, printable(str(path)))
+    return Weights(tensors, outside | ignored)
+
+
+def _read(path: Path, key: str | None) -> torch_files.Saved:
+    shown = printable(str(path))
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give the file in it")
+        raise UserError(f"{shown} is a folder; give the file in it")
     try:
         with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if start[8:9] == b"{":
-        kind, read = "safetensors", _read_safetensors
-    elif start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        kind, read = "zip", _read_zip
-    elif start[:2] in _PICKLES:
-        kind, read = "pickle", torch_files.read_pickle
-    else:
+            head = file.read(wrong_files.HEAD)
         size = path.stat().st_size
-        raise UserError(f"{path} ({size} bytes) is neither a safetensors, npz nor pickle file")
+    except OSError as error:
+        raise UserError(f"cannot read {shown}: {error.strerror}") from error
+    if head[8:9] == b"{" and not head.startswith(b"version "):
+        kind, read = "safetensors", lambda: _plain(safetensors_files.read(path), key)
+    elif head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        kind, read = "zip", lambda: _read_zip(path, key)
+    elif head.startswith(_PICKLES):
+        kind, read = "pickle", lambda: torch_files.read_pickle(path, key)
+    else:
+        what, advice = wrong_files.describe(head, len(head) == size)
+        raise UserError(
+            f"{shown} ({size} bytes) is neither a safetensors, npz nor pickle file, but {what}: "
+            f"{advice}"
+        )
     try:
-        return read(path)
+        saved = read()
     except UserError as error:
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    # Damaged bytes make the parsers of zip, npy and safetensors raise a dozen kinds of errors.
+        known = str(path) in str(error) or shown in str(error)
+        raise error if known else UserError(f"{shown}: {error}") from error
+    except DamagedError as error:
+        raise UserError(f"{shown} is a truncated or damaged {kind} file: {error}") from error
+    except MemoryError as error:
+        raise UserError(
+            f"{shown} is a truncated or damaged {kind} file, or one that does not fit in this "
+            f"machine's memory ({size} bytes)"
+        ) from error
+    # Damaged bytes make the parsers of zip, npy and pickles raise a dozen kinds of errors.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is a truncated or damaged {kind} file: {reason}") from error
+        raise UserError(
+            f"{shown} is a truncated or damaged {kind} file ({size} bytes): fetch it again"
+        ) from error
+    return saved._replace(tensors=_widened(saved.tensors, shown))
+
+
+def _plain(tensors: dict[str, np.ndarray], key: str | None) -> torch_files.Saved:
+    return torch_files.Saved(tensors, key, {})
+
+
+def _widened(tensors: dict[str, np.ndarray], shown: str) -> dict[str, np.ndarray]:
+    """float32 in the place of float8, which no model computes in."""
+    small = [name for name, a in tensors.items() if a.dtype.name.startswith("float8")]
+    if not small:
+        return tensors
+    if scales := [name for name in tensors if _SCALES.fullmatch(name)]:
+        raise UserError(
+            f"{shown} holds {tensors[small[0]].dtype.name} numbers with scales beside them "
+            f"({len(scales)} tensors, such as {printable(scales[0])}), which are not read; give "
+            "the model in float16, bfloat16 or float32"
+        )
+    return tensors | {name: tensors[name].astype(np.float32) for name in small}
 
 
 def read_npy(path: str | Path) -> np.ndarray:
@@ -82,33 +156,15 @@ def read_npy(path: str | Path) -> np.ndarray:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UserError:
         raise
-    except Exception as error:  # as in `read_state_dict`
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is a truncated or damaged npy file: {reason}") from error
+    except DamagedError as error:
+        raise UserError(f"{path} is a truncated or damaged npy file: {error}") from error
+    except Exception as error:  # as in `_read`
+        raise UserError(f"{path} is a truncated or damaged npy file") from error
 
 
 def description_path(path: str | Path) -> Path:
     """Where the JSON lies that travels with the weights file `path`."""
     return Path(path).with_suffix(".json")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file.
-
-    Raises:
-      UserError: it is not a JSON object.
-    """
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(description, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(description).__name__}")
-    return description
 
 
 def json_text(value: Mapping[str, Any]) -> bytes:
@@ -130,8 +186,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     with Path(path).open("rb") as file:
         if file.read(9)[8:] != b"{":
             return {}
-    with safetensors.safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
+    return safetensors_files.read_metadata(Path(path))
 
 
 def write_model(
@@ -210,15 +265,18 @@ def _atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _read_zip(path: Path) -> dict[str, np.ndarray]:
+def _read_zip(path: Path, key: str | None) -> torch_files.Saved:
     with zipfile.ZipFile(path) as archive:
-        pickled = any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
-    return torch_files.read_zip(path) if pickled else _read_npz(path)
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    if any(name.split("/")[-1] == "data.pkl" for name in names):
+        return torch_files.read_zip(path, key)
+    if names and not any(name.endswith(".npy") for name in names):
+        some = ", ".join(printable(name[:60]) for name in names[:3])
+        raise UserError(
+            f"{path} is a zip archive of {len(names)} files ({some}), none of them an array: "
+            "unpack it, and give the file in it"
+        )
+    return _plain(_read_npz(path), key)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -255,13 +313,13 @@ def _read_npy(file: IO[bytes], name: str, file_size: int, path: Path) -> np.ndar
     elif version == (2, 0):
         header = np.lib.format.read_array_header_2_0(file)
     else:
-        raise ValueError(f"{name!r} has npy version {version}")
+        raise DamagedError(f"{name!r} has npy version {version}")
     shape, fortran_order, dtype = header
     if dtype.hasobject:
         raise UserError(f"{path} holds Python objects in {name!r}; only arrays are read")
     # Compared before anything is allocated: the header may state any size.
     size = math.prod(shape) * dtype.itemsize
     if size != file_size - file.tell():
-        raise ValueError(f"{name!r} states {size} bytes and has another number")
+        raise DamagedError(f"{name!r} states {size} bytes and has another number")
     order = "F" if fortran_order else "C"
     return np.frombuffer(file.read(), dtype).reshape(shape, order=order)

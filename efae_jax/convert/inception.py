@@ -20,6 +20,7 @@ from efae_jax.convert import files, hub, layout
 from efae_jax.errors import UserError
 from efae_jax.models.functional import Net
 from efae_jax.models.inception import InceptionV3
+from efae_jax.paths import user_path
 
 _COUNTER = re.compile(r".*\.bn\.num_batches_tracked$")
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
@@ -75,10 +76,8 @@ def inception_file(source: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: where the hub does not have it.
     """
-    path = Path(source)
-    if not path.exists() and hub.is_id(str(source)):
-        if str(source).count("/") < 2:
-            raise UserError(f"{source}: no such file; one of the hub is named {source}/FILE")
+    path = Path(user_path(source))
+    if not path.exists() and hub.parse(str(source)) is not None:
         path = hub.fetch(str(source))
     return path
 

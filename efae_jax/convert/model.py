@@ -38,6 +38,8 @@ class Source:
       description_path: where that lies or would lie.
       name: what the file or folder is called; of TAESD's two files, the encoder; of the hub,
         the id.
+      ignored: how many tensors lay beside the model's, by the start of their names.
+      notes: on how it was found, one line each.
     """
 
     path: Path
@@ -46,6 +48,12 @@ class Source:
     description: dict[str, Any] | None
     description_path: Path
     name: str
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def renamed(self, name: str) -> Source:
+        """The same under another name."""
+        return dataclasses.replace(self, name=name)
 
 
 class Options(NamedTuple):

@@ -209,17 +209,20 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
             return _arrays(tree, "", set())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except pickles.DamagedError as error:
+        raise UserError(f"{path} is not a pickle of arrays: {error}") from error
     # Damaged bytes lead to a dozen kinds of errors.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is not a pickle of arrays: {reason}") from error
+        raise UserError(f"{path} is a truncated or damaged pickle") from error
     return files.read_state_dict(path)
 
 
 def _arrays(tree: dict[Any, Any], prefix: str, seen: set[int]) -> dict[str, np.ndarray]:
     # Dictionaries that hold one another unfold to any size.
     if id(tree) in seen:
-        raise ValueError("it holds a dictionary twice")
+        raise pickles.DamagedError("it holds a dictionary twice")
     seen.add(id(tree))
     flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
@@ -243,4 +246,4 @@ def _array(name: str, value: Any) -> np.ndarray:
             ),
         ):
             return np.frombuffer(data, code).reshape(shape, order="F" if order else "C")
-    raise ValueError(f"{name!r} is no array of float32 or float16")
+    raise pickles.DamagedError(f"{name!r} is no array of float32 or float16")

@@ -16,6 +16,10 @@ from typing import IO, Any
 from efae_jax.errors import UserError
 
 
+class DamagedError(ValueError):
+    """Content that makes no sense; the message says in what, for the caller to name the file."""
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -89,7 +93,7 @@ def read(file: IO[bytes]) -> Any:
     for opcode, argument, _ in pickletools.genops(file):
         machine.step(opcode.name, argument)
     if (value := machine.stack.pop()) is _MARK:
-        raise ValueError("the pickle has no value")
+        raise DamagedError("the pickle has no value")
     return value
 
 
@@ -254,7 +258,7 @@ def _call(function: Any, args: Any) -> Any:
 
 def _name(module: Any, name: Any) -> Name:
     if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a global's name is no string")
+        raise DamagedError("a global's name is no string")
     first, *others = f"{module}.{name}".split(".")
     harmless = module in ("builtins", "__builtin__") and name in _HARMLESS_BUILTINS
     if not harmless and (first in _RUNS_CODE or not _RUNS_CODE_ANYWHERE.isdisjoint(others)):

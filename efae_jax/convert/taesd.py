@@ -1,4 +1,8 @@
-"""TAESD's pairs of files, `*_encoder` and `*_decoder`: names are places in a plain sequence."""
+"""TAESD's pairs of files, `*_encoder` and `*_decoder`: names are places in a plain sequence.
+
+Either may come alone: then the model encodes or decodes, and `config.model.missing` says which
+half is not there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ import numpy as np
 
 from efae_jax.convert import files, layout, model
 from efae_jax.convert.model import Imported, Options, Source
-from efae_jax.convert.sources import DESCRIPTION, SIDES
+from efae_jax.convert.sources import DESCRIPTION
+from efae_jax.convert.weight_names import SIDES
 from efae_jax.errors import UserError
 from efae_jax.models.taesd import (
     IMAGE_CHANNELS,
@@ -41,21 +46,39 @@ def read(source: Source, options: Options) -> Imported:
     Raises:
       UserError: names or shapes that do not fit (all listed).
     """
-    last = max((int(n) for n in _numbers(source.tensors, "encoder")), default=0)
-    weight = source.tensors.get(f"encoder.{last}.weight")
-    variant, notes = choose_variant(
-        Variant(
-            weight.shape[0] if weight is not None and weight.ndim else 0,
-            deep=any(n.startswith("encoder.17.") for n in source.tensors),
-            branch=any(".pool." in n for n in source.tensors),
-        ),
-        source,
-        options,
-    )
+    here = [side for side in SIDES if any(n.startswith(f"{side}.") for n in source.tensors)]
+    variant, notes = choose_variant(_found(source.tensors, here[0]), source, options)
     config = new_config(variant, source)
+    if len(here) == 1:
+        (missing,) = set(SIDES) - set(here)
+        with config.unlocked():
+            config.model.missing = missing
+        can = "encodes" if missing == "decoder" else "decodes"
+        notes = [*notes, f"the {here[0]} alone, which only {can}: no file *_{missing} is beside it"]
     state(config, source, FORMAT, options)
-    params = model.convert(config, table(config.model.variant), source, FORMAT, [])
+    params = model.convert(config, _table_of(config), source, FORMAT, [])
     return Imported(config, params, FORMAT, {}, notes)
+
+
+def _found(tensors: Mapping[str, np.ndarray], side: str) -> Variant:
+    """What the shapes of one half tell."""
+    branch = any(".pool." in name for name in tensors)
+    if side == "encoder":
+        last = max((int(n) for n in _numbers(tensors, side)), default=0)
+        weight, axis = tensors.get(f"encoder.{last}.weight"), 0
+        deep = any(n.startswith("encoder.17.") for n in tensors)
+    else:
+        weight, axis = tensors.get("decoder.1.weight"), 1
+        deep = any(n.startswith("decoder.28.") for n in tensors)
+    fits = weight is not None and weight.ndim > axis
+    return Variant(weight.shape[axis] if fits else 0, deep=deep, branch=branch)
+
+
+def _table_of(config: Any) -> list[layout.Entry]:
+    """The names of the arrays that a model has."""
+    missing = config.model.get("missing", "")
+    entries = table(config.model.variant)
+    return [e for e in entries if not missing or not e.ours.startswith(f"{missing}/")]
 
 
 def new_config(variant: str, source: Source) -> Any:
@@ -92,15 +115,15 @@ def state(
 
 
 def write(config: Any, params: Mapping[str, Any], out: Path, dtype: str | None = None) -> list[str]:
-    """Writes a folder with the two safetensors files and a JSON.
+    """Writes a folder with the two safetensors files, or with the half that is there, and a JSON.
 
     Raises:
       UserError: a folder that cannot be written, or is there already.
     """
     variant = config.model.variant
-    tensors = model.tensors_of(config, table(variant), params, dtype)
+    tensors = model.tensors_of(config, _table_of(config), params, dtype)
     contents: dict[str, Any] = {DESCRIPTION: files.json_text(model.describe(config, FORMAT))}
-    for side in SIDES:
+    for side in (side for side in SIDES if side != config.model.get("missing", "")):
         part = {
             name.removeprefix(f"{side}."): a
             for name, a in tensors.items()

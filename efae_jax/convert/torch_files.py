@@ -6,26 +6,29 @@ tensor is checked against the bytes that are there before anything is made of it
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from efae_jax.convert import layout, pickles
-from efae_jax.convert.pickles import Call, Name, Persistent
+from efae_jax.convert import layout, pickles, wrappers
+from efae_jax.convert.pickles import Call, DamagedError, Name, Persistent
 from efae_jax.errors import UserError
 
-STATE_DICT = "state_dict"
 # The first pickle of the format before zip archives, and its version.
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 # Weights hardly compress, and few share memory: stated sizes beyond this are a bomb.
 FREE, RATIO = 2**30, 100
 _MAX_DIMENSIONS = 32
+_REBUILDS = re.compile(r"_rebuild_|_reconstruct$|_frombuffer$")
+_MOST_COUNTED = 1_000_000
 
 _TYPES = {
     "float64": np.float64,
@@ -37,6 +40,8 @@ _TYPES = {
     "bfloat16": ml_dtypes.bfloat16,
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
     "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
     "int64": np.int64,
     "long": np.int64,
     "int32": np.int32,
@@ -60,8 +65,26 @@ _TYPES = {
 Storages = Callable[[str], np.ndarray]
 
 
-def read_zip(path: Path) -> dict[str, np.ndarray]:
-    """The state dict of a zip archive of `torch.save`; memory-mapped where not compressed."""
+class Saved(NamedTuple):
+    """What was read.
+
+    Attributes:
+      tensors: of one dictionary of the file.
+      key: what of the user's key does not name a dictionary: a prefix of names, or None.
+      outside: start of a path of keys -> tensors that lie elsewhere in the file.
+    """
+
+    tensors: dict[str, np.ndarray]
+    key: str | None
+    outside: dict[str, int]
+
+
+def read_zip(path: Path, key: str | None = None) -> Saved:
+    """Of a zip archive of `torch.save`; memory-mapped where not compressed.
+
+    Args:
+      key: of the dictionary that is wanted, as for `wrappers.choose_mapping`.
+    """
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickled = [name for name in members if name.split("/")[-1] == "data.pkl"]
@@ -73,11 +96,13 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
         # Compressed by someone else than PyTorch: a bomb shows in the sizes.
         require_bounded(sum(m.file_size for m in members.values()), path)
 
-        def storage(key: str) -> np.ndarray:
-            return _member(path, archive, members[f"{folder}data/{key}"])
+        def storage(number: str) -> np.ndarray:
+            if (name := f"{folder}data/{number}") not in members:
+                raise DamagedError(f"it lacks {layout.printable(name)}")
+            return _member(path, archive, members[name])
 
         with archive.open(pickled[0]) as file:
-            return _state_dict(pickles.read(file), storage, path)
+            return _saved(pickles.read(file), storage, path, key)
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -87,27 +112,37 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np
         file.seek(member.header_offset)
         signature, name, extra = struct.unpack("<4s22xHH", file.read(30))
     if signature != b"PK\x03\x04":
-        raise ValueError(f"no member at the stated place of {member.filename!r}")
+        raise DamagedError(f"no member at the stated place of {member.filename!r}")
     offset = member.header_offset + 30 + name + extra
     return np.memmap(path, np.uint8, mode="r", offset=offset, shape=(member.file_size,))
 
 
-def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """The state dict of a bare pickle of arrays, or of `torch.save` before zip archives."""
+def read_pickle(path: Path, key: str | None = None) -> Saved:
+    """Of a bare pickle, or of `torch.save` before zip archives.
+
+    Args:
+      key: as for `read_zip`.
+    """
     with path.open("rb") as file:
         value = pickles.read(file)
         if value != _LEGACY_MAGIC:
-            return _state_dict(value, _no_storage, path)
-        version, system = pickles.read(file), pickles.read(file)
-        if version != _LEGACY_VERSION or not isinstance(system, dict):
-            raise ValueError("of an unknown version")
-        if system.get("little_endian") is not True:
-            raise UserError(f"{path} was written on a big-endian machine, which is not read")
-        value = pickles.read(file)
-        keys = pickles.read(file)
-        sizes = dict(_legacy_storages(value))
-        storages = {_key(key): _legacy_storage(file, sizes[key]) for key in keys}
-    return _state_dict(value, storages.__getitem__, path)
+            return _saved(value, _no_storage, path, key)
+        value, storages = _legacy(file, path)
+    return _saved(value, storages, path, key)
+
+
+def _legacy(file: IO[bytes], path: Path) -> tuple[Any, Storages]:
+    """The value, and the storages, of the format before zip archives, behind its magic."""
+    version, system = pickles.read(file), pickles.read(file)
+    if version != _LEGACY_VERSION or not isinstance(system, dict):
+        raise DamagedError("of an unknown version")
+    if system.get("little_endian") is not True:
+        raise UserError(f"{path} was written on a big-endian machine, which is not read")
+    value = pickles.read(file)
+    keys = pickles.read(file)
+    sizes = dict(_legacy_storages(value))
+    storages = {_key(key): _legacy_storage(file, sizes[key]) for key in keys}
+    return value, storages.__getitem__
 
 
 def _legacy_storages(value: Any) -> list[tuple[Any, int]]:
@@ -135,28 +170,31 @@ def _legacy_storage(file: IO[bytes], itemsize: int) -> np.ndarray:
     size = count * itemsize
     here = file.tell()
     if not 0 <= size <= file.seek(0, 2) - here:
-        raise ValueError(f"a storage states {size} bytes, beyond the end of the file")
+        raise DamagedError(f"a storage states {size} bytes, beyond the end of the file")
     file.seek(here)
     return np.frombuffer(file.read(size), np.uint8)
 
 
 def _no_storage(key: str) -> np.ndarray:
-    raise ValueError(f"there is no storage {key!r}")
+    raise DamagedError(f"there is no storage {key!r}")
 
 
 def _key(key: Any) -> str:
     # Looked up in dictionaries: see `pickles` on what is hashed.
     if not isinstance(key, str):
-        raise ValueError("a storage's key is no text")
+        raise DamagedError("a storage's key is no text")
     return key
 
 
-def _state_dict(value: Any, storage: Storages, path: Path) -> dict[str, np.ndarray]:
-    if isinstance(value, dict) and isinstance(value.get(STATE_DICT), dict):
-        value = value[STATE_DICT]
+def _saved(value: Any, storage: Storages, path: Path, key: str | None) -> Saved:
+    whole = value
+    value, key = wrappers.choose_mapping(value, key, layout.printable(str(path)))
     if not isinstance(value, dict):
         kind = "whole Python object" if isinstance(value, Call) else type(value).__name__
-        raise UserError(f"{path} holds a {kind}, not a state dict (names and tensors)")
+        raise UserError(
+            f"{path} holds a {kind}, not a state dict (names and tensors); "
+            "torch.save(model.state_dict(), FILE) writes one"
+        )
     reader = _Arrays(storage, path)
     tensors = {name: reader.array(entry) for name, entry in value.items()}
     strange = [
@@ -165,13 +203,41 @@ def _state_dict(value: Any, storage: Storages, path: Path) -> dict[str, np.ndarr
         for name, array in tensors.items()
         if array is None or not isinstance(name, str)
     ]
-    if strange:
+    if strange and not wrappers.holds_weights(value):
         more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
         raise UserError(
             f"{path} holds no state dict: {', '.join(strange[:10])}{more}: no tensor; expected "
-            f"names and tensors, alone or under {STATE_DICT!r}"
+            "names and tensors, alone or under a key"
         )
-    return tensors
+    arrays = {n: a for n, a in tensors.items() if a is not None and isinstance(n, str)}
+    return Saved(arrays, key, _outside(whole, value))
+
+
+def _outside(whole: Any, chosen: dict[Any, Any]) -> dict[str, int]:
+    """How many tensors lie under each key at the top of a file, but not where the chosen ones do.
+
+    A tensor that several places hold counts once.
+    """
+    if not isinstance(whole, dict) or whole is chosen:
+        return {}
+    counts: dict[str, int] = {}
+    seen = {id(chosen), *map(id, chosen.values())}
+    for key, top in whole.items():
+        todo, count = [top], 0
+        while todo and len(seen) < _MOST_COUNTED:
+            node = todo.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            if isinstance(node, dict):
+                todo += node.values()
+            elif isinstance(node, list | tuple):
+                todo += node
+            elif isinstance(node, Call) and _REBUILDS.match(getattr(node.function, "name", "")):
+                count += 1
+        if count and isinstance(key, str):
+            counts[f"{layout.printable(key)}."] = count
+    return counts
 
 
 class _Arrays:
@@ -180,6 +246,7 @@ class _Arrays:
     def __init__(self, storage: Storages, path: Path):
         self._storage, self._path = storage, path
         self._bytes: dict[Any, np.ndarray] = {}
+        self._inner: dict[int, tuple[Call, Persistent]] = {}
         self._total = 0
 
     def array(self, value: Any) -> np.ndarray | None:
@@ -208,46 +275,79 @@ class _Arrays:
     def _tensor(
         self, where: Any, offset: Any, shape: Any, strides: Any, kind: Any = None
     ) -> np.ndarray:
+        if isinstance(where, Call) and _is(where.function, "torch.storage", "_load_from_bytes"):
+            where = self._pickled_storage(where)
+        if not isinstance(where, Persistent):
+            raise DamagedError("a tensor's storage is none")
         _, storage_kind, key, _, count, *view = where.id
         if any(part is not None for part in view):
-            raise ValueError("a storage is a view of another, which is not supported")
+            raise DamagedError("a storage is a view of another, which is not supported")
         if _key(key) not in self._bytes:
             self._bytes[key] = self._storage(key)
         dtype = _storage_type(storage_kind) if kind is None else _dtype(kind.name)
         data = self._bytes[key]
         numbers = (offset, count, *shape, *strides)
         if any(not _is_size(n) for n in numbers):
-            raise ValueError("a tensor states sizes that are no sizes")
+            raise DamagedError("a tensor states sizes that are no sizes")
         if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-            raise ValueError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+            raise DamagedError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if 0 not in shape and (last + 1) * dtype.itemsize > data.size:
-            raise ValueError(f"a tensor reaches beyond the {data.size} bytes of its storage")
+            raise DamagedError(f"a tensor reaches beyond the {data.size} bytes of its storage")
         self._count(shape, dtype)
         if 0 in shape:
             return np.zeros(shape, dtype)
-        flat = data[: data.size // dtype.itemsize * dtype.itemsize].view(dtype)
-        steps = [s * dtype.itemsize for s in strides]
+        flat = data[: data.size // dtype.itemsize * dtype.itemsize]
+        if dtype.itemsize == 1:  # whose strides NumPy knows of types of its own only
+            steps = np.lib.stride_tricks.as_strided(flat[offset:], shape, strides, writeable=False)
+            return steps.view(dtype)
+        flat, steps = flat.view(dtype), [s * dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+
+    def _pickled_storage(self, call: Call) -> Persistent:
+        """A storage in a file of its own, as Python's pickle takes tensors."""
+        if id(call) not in self._inner:
+            data = io.BytesIO(_bytes(call.args[0]))
+            if pickles.read(data) != _LEGACY_MAGIC:
+                raise DamagedError("a storage is not as torch.save writes it")
+            value, storages = _legacy(data, self._path)
+            if not isinstance(value, Persistent):
+                raise DamagedError("a storage is none")
+            kind, key, *others = value.id[1:]
+            mine = f"inner/{len(self._inner)}"
+            self._bytes[mine] = storages(_key(key))
+            # The call is kept, so that its id stays its own.
+            self._inner[id(call)] = (call, Persistent(("storage", kind, mine, *others)))
+        return self._inner[id(call)][1]
 
     def _numpy(self, shape: Any, kind: Any, data: Any, order: str) -> np.ndarray:
         dtype = _numpy_type(kind)
-        if isinstance(data, Call) and _is(data.function, "_codecs", "encode"):
-            data = data.args[0].encode("latin-1")  # bytes, as protocol 2 writes them
-        elif isinstance(data, Call) and _is(data.function, "builtins", "bytearray"):
-            data = data.args[0]
-        elif isinstance(data, str):
-            data = data.encode("latin-1")  # a string of Python 2
+        data = _bytes(data)
         if len(shape) > _MAX_DIMENSIONS or any(not _is_size(n) for n in shape):
-            raise ValueError("an array states sizes that are no sizes")
+            raise DamagedError("an array states sizes that are no sizes")
         if math.prod(shape) * dtype.itemsize != len(data):
-            raise ValueError(f"an array states {math.prod(shape)} numbers and has another amount")
+            raise DamagedError(f"an array states {math.prod(shape)} numbers and has another amount")
         self._count(shape, dtype)
         return np.frombuffer(data, dtype).reshape(shape, order=order)
 
     def _count(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._total += math.prod(shape) * dtype.itemsize
         require_bounded(self._total, self._path)
+
+
+def _bytes(data: Any) -> bytes:
+    """Bytes in the forms that pickles of all protocols give them."""
+    if isinstance(data, Call) and _is(data.function, "_codecs", "encode"):
+        data = data.args[0]  # as protocols 0 to 2 write them
+    elif isinstance(data, Call) and getattr(data.function, "name", "") in ("bytes", "bytearray"):
+        data = data.args[0] if data.args else b""
+        if isinstance(data, Call):
+            return _bytes(data)
+    if isinstance(data, str):
+        data = data.encode("latin-1")  # which also is a string of Python 2
+    if not isinstance(data, bytes | bytearray):
+        raise DamagedError("numbers that are no bytes")
+    return bytes(data)
 
 
 def _is_size(n: Any) -> bool:
@@ -274,17 +374,17 @@ def _storage_type(kind: Any) -> np.dtype:
 
 def _dtype(name: str) -> np.dtype:
     if name not in _TYPES:
-        raise ValueError(f"tensors of type {name} are not read")
+        raise DamagedError(f"tensors of type {name} are not read")
     return np.dtype(_TYPES[name])
 
 
 def _numpy_type(kind: Any) -> np.dtype:
     """dtype("f4") with the state (version, byte order, ...)."""
     if not isinstance(kind, Call) or not _is(kind.function, "numpy", "dtype"):
-        raise ValueError("an array without a type")
+        raise DamagedError("an array without a type")
     name, order = kind.args[0], (kind.state or (None, "|"))[1]
     if not isinstance(name, str) or not isinstance(order, str):
-        raise ValueError("an array whose type has no name")
+        raise DamagedError("an array whose type has no name")
     if name[:1] not in "fiubc" or order not in ("<", "|", "="):
-        raise ValueError(f"arrays of type {order}{name} are not read")
+        raise DamagedError(f"arrays of type {order}{name} are not read")
     return np.dtype(name)

@@ -14,8 +14,10 @@ import numpy as np
 from efae_jax.convert import diffusers
 from efae_jax.convert.hub import CONFIG
 from efae_jax.convert.model import Imported
+from efae_jax.convert.weight_names import STEMS
 from efae_jax.errors import UserError
 from efae_jax.models.build import build_autoencoder
+from efae_jax.paths import user_path
 
 SIDE = 64
 
@@ -41,14 +43,16 @@ def verify(
             f"not compared: no library loads a model of kind {config.model.kind}, only the program "
             "that trained it"
         ]
+    if missing := config.model.get("missing", ""):
+        return [f"not compared: diffusers takes whole models, and the {missing} is missing"]
     try:
         import diffusers as library
         import torch
     except ImportError:
         return ["not compared: that needs PyTorch and diffusers: pip install torch diffusers"]
     with tempfile.TemporaryDirectory() as temporary:
-        folder, copy = Path(path), ""
-        if stored.format != diffusers.FORMAT or not (folder / CONFIG).exists():
+        folder, copy = Path(user_path(path)), ""
+        if stored.format != diffusers.FORMAT or not _is_plain(folder):
             folder = Path(temporary) / "model"
             try:
                 diffusers.write(stored.config, stored.params, folder)
@@ -83,6 +87,12 @@ def verify(
         _line(f"encode, {encoded.shape[1]} channels{copy}", z, encoded),
         _line(f"decode{copy}", image, decoded),
     ]
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether diffusers itself finds a folder's weights, which have no variant then."""
+    names = (diffusers.WEIGHTS, f"{STEMS[0]}.bin", f"{diffusers.WEIGHTS}.index.json")
+    return (folder / CONFIG).exists() and any((folder / name).exists() for name in names)
 
 
 def _torch(torch: Any, x: np.ndarray) -> Any:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from efae_jax import json_files
 from efae_jax.api import config_of, restore_player
 from efae_jax.basis import Basis, make_basis, to_bytes
 from efae_jax.checkpoint import save_model
 from efae_jax.convert import files, layout, sketch, sources
 from efae_jax.errors import UserError
 from efae_jax.models.disentangler import Disentangler, build_disentangler
+from efae_jax.paths import user_path
 from efae_jax.sharding import make_mesh
 
 METHOD, PLAYER = "disentangle", "disentangler"  # of the config; of the checkpoint
@@ -32,7 +34,8 @@ class RestoredRun(NamedTuple):
 
 def is_basis_run(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the work directory of a disentangling run, or of such an import."""
-    return (files.read_json(Path(path) / "config.json") or {}).get("method") == METHOD
+    config = json_files.read_object(Path(user_path(path)) / "config.json", "a model's config")
+    return (config or {}).get("method") == METHOD
 
 
 def restore_run(workdir: str | os.PathLike[str], step: int | None = None) -> RestoredRun:

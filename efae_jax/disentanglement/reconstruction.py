@@ -29,6 +29,7 @@ def decoded_difference(
     summary = pairs.summary
     try:
         model = load(summary["model_source"])
+        model.require("the reconstruction", ["decoder"])
     except UserError as error:
         return {"missing": f"the model of the latents cannot be read: {error}"}
     if model.identity["sha256"] != summary["latents"]["model"]["sha256"]:

@@ -140,6 +140,7 @@ class _Prepared:
 
     def __init__(self, model_source: Any, out: Path, settings: Settings, options: dict[str, Any]):
         model = load(model_source, **options)
+        model.require("embed", ["encoder"])
         size, channels = _size(model, settings.size), model.config.data.channels
         self.source: Source = open_captioned(
             settings.data,

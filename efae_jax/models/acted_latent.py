@@ -19,7 +19,12 @@ class ActedLatent:
       representation: of the group, on the C channels.
       clamp: limit of a latent's absolute value, or None.
       normalisation: to the units of a diffusion model; none unless given.
+
+    Attributes:
+      has_encoder, has_decoder: whether there are parameters for it.
     """
+
+    has_encoder = has_decoder = True
 
     def __init__(
         self,

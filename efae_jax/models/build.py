@@ -143,6 +143,8 @@ def build_taesd(config: Any) -> ConvAutoencoder:
         raise UserError(
             f"config.data.channels={config.data.channels}: TAESD takes {IMAGE_CHANNELS}"
         )
+    missing = model.get("missing", "")
+    choose("config.model.missing", missing, dict.fromkeys(("", "encoder", "decoder")))
     common = {
         "padding": model.padding,
         "dtype": compute_dtype(config.dtype),
@@ -154,6 +156,7 @@ def build_taesd(config: Any) -> ConvAutoencoder:
         Net(lambda rngs: TAESDDecoder(model.variant, rngs=rngs, **common)),
         variant.latent_channels,
         factor=variant.factor,
+        missing=missing,
     )
 
 

@@ -30,6 +30,7 @@ class ConvAutoencoder(ActedLatent):
       normalisation: to the units of a diffusion model.
       upscale: side that the decoder returns / side that the encoder takes.
       shrink: side of the data / side that the encoder takes; a multiple of `upscale`.
+      missing: "encoder" or "decoder" where only the other has parameters; "" for a whole model.
     """
 
     is_flow = False
@@ -46,6 +47,7 @@ class ConvAutoencoder(ActedLatent):
         normalisation: Normalisation | None = None,
         upscale: int = 1,
         shrink: int = 1,
+        missing: str = "",
     ):
         super().__init__(representation, clamp, normalisation)
         if shrink < 1 or shrink % upscale:
@@ -56,14 +58,17 @@ class ConvAutoencoder(ActedLatent):
         self.encoder, self.decoder = encoder, decoder
         self.factor, self.variational = factor, variational
         self.upscale, self.shrink = upscale, shrink
+        self.has_encoder, self.has_decoder = missing != "encoder", missing != "decoder"
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the parameters; jit it."""
         encoder_key, decoder_key = jax.random.split(key)
-        return {
-            "encoder": self.encoder.init(encoder_key),
-            "decoder": self.decoder.init(decoder_key),
-        }
+        params = {}
+        if self.has_encoder:
+            params["encoder"] = self.encoder.init(encoder_key)
+        if self.has_decoder:
+            params["decoder"] = self.decoder.init(decoder_key)
+        return params
 
     def views(
         self, x_BHWC: Float[Array, "B H W c"]
