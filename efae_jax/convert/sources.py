@@ -88,7 +88,7 @@ def _folder(place: Place, folder: str, key: str | None) -> Source:
         if configs[inside] is not None and "method" in configs[inside]:
             raise UserError(f"{place.source} is a work directory of efae_jax: it needs no import")
         if found := weight_names.candidates(place.inside(inside)):
-            return _diffusers(place, inside, found[0], key)
+            return _diffusers(place, inside, found[0], configs[inside], key)
     halves = weight_names.pairs(place.inside(folder))
     if len(halves) > 1:
         names = sorted(name for sides in halves.values() for name in sides.values())
@@ -119,7 +119,7 @@ def _file(place: Place, name: str, key: str | None) -> Source:
     beside = place.inside(folder)
     found = [c for c in weight_names.candidates(beside) if base in (*c.shards, c.index)]
     if found and (CONFIG in beside or found[0].index or found[0].count > 1):
-        return _diffusers(place, folder, found[0], key)
+        return _diffusers(place, folder, found[0], _config(place, folder), key)
     if weight_names.side_of(base):
         sides = {weight_names.side_of(base): base}
         if other := weight_names.partner(base, beside):
@@ -155,8 +155,17 @@ def _single(place: Place, folder: str, base: str, path: Path, weights: files.Wei
     return Source(path, weights.tensors, None, description, beside, base, weights.ignored, notes)
 
 
-def _diffusers(place: Place, folder: str, found: Candidate, key: str | None) -> Source:
-    config = _config(place, folder)
+def _diffusers(
+    place: Place, folder: str, found: Candidate, config: dict[str, Any] | None, key: str | None
+) -> Source:
+    """The weights of a folder, in one file or several, with the config beside them."""
+    if config is not None and not _is_autoencoder(config):
+        # Before anything large is fetched.
+        name = config.get("_class_name", config.get("architectures", config.get("model_type")))
+        raise UserError(
+            f"{place.source}: {_join(folder, CONFIG)} is of {printable(str(name)[:80])}, which is "
+            "no autoencoder (AutoencoderKL and AutoencoderTiny are read); name the file of one"
+        )
     names, expected = found.shards, None
     if found.index is not None:
         expected = _weight_map(place, folder, found.index)
