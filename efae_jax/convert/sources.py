@@ -6,6 +6,7 @@ works on the names of files (`places.Place`), and asks for a file only to read i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ DESCRIPTION = "efae_jax.json"
 # A folder that holds the autoencoder of a pipeline.
 VAE = "vae"
 # diffusers' classes that are autoencoders, whether this package reads them or says that it cannot.
-_AUTOENCODERS = re.compile(r".*(Autoencoder|VQModel|Decoder)")
+_AUTOENCODERS = re.compile(r".*(Autoencoder|VQModel|VAE)")
 _DIFFUSERS = re.compile(r"(?:en|de)coder\.(?:mid_block|down_blocks|up_blocks|layers)\.")
 _SEQUENCE = re.compile(r"(|.*?\.)(\d+\.(?:weight|bias|(?:conv|pool)\.\d+\.\w+))")
 _COLOURS = 3
@@ -49,14 +50,14 @@ def read_source(source: str | os.PathLike[str]) -> Source:
     if os.path.lexists(path):
         if path.is_dir():
             return _folder(places.here(path, (VAE,)), "", key)
-        return _file(places.here(path.parent, ()), path.name, key)
+        return _file(places.beside(path), path.name, key)
     if (address := hub.parse(text)) is None:
         if is_remote(text):
             raise UserError(
                 f"{printable(text)}: weights are not read from there; download the file first, "
                 "and give its path"
             )
-        return _file(places.here(path.parent, ()), path.name, key)
+        return _file(places.beside(path), path.name, key)
     place = hub.repository(address, printable(text))
     if not address.inside or any(n.startswith(f"{address.inside}/") for n in place.names):
         found = _folder(place, address.inside, key)
@@ -88,7 +89,12 @@ def _folder(place: Place, folder: str, key: str | None) -> Source:
         if configs[inside] is not None and "method" in configs[inside]:
             raise UserError(f"{place.source} is a work directory of efae_jax: it needs no import")
         if found := weight_names.candidates(place.inside(inside)):
-            return _diffusers(place, inside, found[0], configs[inside], key)
+            source = _diffusers(place, inside, found[0], configs[inside], key)
+            if variant := found[0].variant:
+                first = found[0].shards[0]
+                note = f"read from {printable(first)}, for want of a file without .{variant}"
+                source = dataclasses.replace(source, notes=(note,))
+            return source
     halves = weight_names.pairs(place.inside(folder))
     if len(halves) > 1:
         names = sorted(name for sides in halves.values() for name in sides.values())
@@ -203,12 +209,9 @@ def _diffusers(
         tensors, ignored = wrappers.choose_names(tensors, key, place.source)
     where = paths[0].parent
     description = _read_json(place, _join(folder, DESCRIPTION), "a model's description")
-    notes = ()
-    if found.variant:
-        notes = (f"read from {printable(names[0])}, for want of a file without .{found.variant}",)
     path = where if config is not None else paths[0]
     name = place.root.name if not folder else folder.rsplit("/", 1)[-1]
-    return Source(path, tensors, config, description, where / DESCRIPTION, name, ignored, notes)
+    return Source(path, tensors, config, description, where / DESCRIPTION, name, ignored)
 
 
 def _weight_map(place: Place, folder: str, index: str) -> dict[str, str]:
