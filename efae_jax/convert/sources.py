@@ -241,6 +241,9 @@ def _halves(
             if side != order[0]:
                 continue
             return _single(place, folder, named, paths[side], weights)
+        if (held := _sequence_side(weights.tensors)) != side:
+            where = printable(str(paths[side]))
+            raise UserError(f"{where} is called {side}, and holds the weights of TAESD's {held}")
         tensors |= _on_side(weights.tensors, side)
         ignored |= weights.ignored
     tensors = {name: tensors[name] for side in SIDES for name in tensors if name.startswith(side)}
