@@ -395,8 +395,9 @@ def load(
 
     Args:
       source: the work directory of a training run (on any number of devices) or of an
-        import; or weights that `efae_jax import` reads: a file, a folder, or the id of a
-        repository on the hub, such as "stabilityai/sd-vae-ft-ema".
+        import; or weights that `efae_jax import` reads: a file, a folder, or the id or address
+        of a repository on the hub, such as "stabilityai/sd-vae-ft-ema". Of a file with several
+        models, FILE::KEY; of a half of TAESD, a model that only encodes or only decodes.
       step: of a work directory's checkpoint; the newest unless given.
       dtype: of the computation, "float32", "bfloat16" or "auto"; the config's unless given.
       scaling_factor, shift_factor: units of the latent, for `normalise`; they take the place of

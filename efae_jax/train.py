@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from etils import epath
 from efae_jax import data, distributed
 from efae_jax.checkpoint import Checkpoints, check_config, has_checkpoint
 from efae_jax.compilation import keep_programs
+from efae_jax.data.pipeline import Batches
+from efae_jax.data_record import DataRecord
 from efae_jax.errors import RunError
 from efae_jax.interrupts import Requests, deferred
 from efae_jax.logs import MetricWriter, TrainProgress, say
@@ -35,8 +37,8 @@ IN_FLIGHT = 2
 def train(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     """Trains to `config.train.steps`, resuming what the work directory holds.
 
-    Writes `config.json`, `parameters.txt`, `metrics.jsonl`, `tensorboard/` and
-    `checkpoints/`, and keeps compiled programs in `compilation_cache/`. A run that was
+    Writes `config.json`, `parameters.txt`, `data.json`, `metrics.jsonl`, `tensorboard/`
+    and `checkpoints/`, and keeps compiled programs in `compilation_cache/`. A run that was
     stopped and resumed equals, bit for bit on CPUs, the run that never stopped.
 
     Args:
@@ -85,21 +87,26 @@ def _train(
     overview = parameter_overview.get_parameter_overview(state["params"], include_stats="global")
     if jax.process_index() == 0:
         (workdir / "parameters.txt").write_text(overview + "\n")
+    held_out = evaluator.source
+    evaluated = min(config.eval.num_images or len(held_out), len(held_out))
+    record = DataRecord(workdir, source, held_out, evaluated)
 
     start = int(state["step"])
     writer = MetricWriter(workdir, start)
     schedule = make_schedule(config.optim, total)
+    batches = train_batches(config, source, examples)
     intact = True
     try:
         if start >= total:
             say(f"nothing left to train: step {start:,} of {total:,}")
         else:
+            record.begin()
             with deferred() as requests:
                 state = _loop(
                     run,
                     state,
                     examples,
-                    source,
+                    batches,
                     as_json,
                     checkpoints,
                     writer,
@@ -121,6 +128,9 @@ def _train(
                 checkpoints.close()
         with contextlib.suppress(OSError):
             writer.close()
+        with contextlib.suppress(OSError):
+            record.finish(batches.bad.by_name())
+        batches.close()
     return state
 
 
@@ -128,7 +138,7 @@ def _loop(
     run: Run,
     state: dict[str, Any],
     examples: int,
-    source: Any,
+    batches: Batches,
     as_json: dict,
     checkpoints: Checkpoints,
     writer: MetricWriter,
@@ -138,7 +148,6 @@ def _loop(
 ) -> dict[str, Any]:
     config, batch_size = run.config, run.config.train.batch_size
     start, total = int(state["step"]), config.train.steps
-    batches = train_batches(config, source, examples)
     pending: deque[tuple[int, Any]] = deque()  # metrics on the device since the last report
     loss_name = f"{run.method.players[0]}/loss"
 
@@ -218,9 +227,7 @@ def _loop(
     return state
 
 
-def train_batches(
-    config: Any, source: Any, start_example: int
-) -> Generator[dict[str, np.ndarray], None, None]:
+def train_batches(config: Any, source: Any, start_example: int) -> Batches:
     """This process's share of the training batches from a position on: the reader's arrays only.
 
     Settings that cannot be are errors here, before anything is read.
@@ -239,7 +246,8 @@ def train_batches(
         max_bad=config.data.max_bad,
     )
     names = tuple(reader.blank())
-    return ({name: batch[name] for name in names} for batch in batches)
+    arrays = ({name: batch[name] for name in names} for batch in batches)
+    return Batches(arrays, batches.bad)
 
 
 def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -133,6 +134,26 @@ def test_a_whole_model_may_be_called_like_a_half(tmp_path):
     path = tmp_path / "consistency_decoder.safetensors"
     path.write_bytes(safetensors.numpy.save(theirs))
     assert convert.read_model(path).params.keys() == {"encoder", "decoder"}
+
+
+def test_halves_that_are_swapped(tmp_path):
+    parts = split(random_state_dict(shapes("taesd")))
+    for side, other in (SIDES, SIDES[::-1]):
+        (tmp_path / f"taesd_{side}.pth").write_bytes(safetensors.numpy.save(parts[other]))
+    message = error_of(convert.read_model, tmp_path)
+    assert (
+        "taesd_decoder.pth is called decoder, and holds the weights of TAESD's encoder" in message
+    )
+
+
+def test_a_half_under_keys(tmp_path):
+    kept, averaged = (split(random_state_dict(shapes("taesd"), seed=s))["encoder"] for s in (0, 1))
+    path = tmp_path / "taesd_encoder.pkl"
+    path.write_bytes(pickle.dumps({"model": kept, "ema": averaged, "step": 3}))
+    assert f"say which: {path}::model or {path}::ema" in error_of(convert.read_model, path)
+    read = convert.read_model(f"{path}::ema")
+    convert.write_model(read.config, read.params, tmp_path / "out")
+    assert_same_bytes(files.read_state_dict(tmp_path / "out/taesd_encoder.safetensors"), averaged)
 
 
 def test_a_half_does_what_it_can(tmp_path, capsys):

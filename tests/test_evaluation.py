@@ -21,7 +21,7 @@ from efae_jax.__main__ import main
 from efae_jax.convert.feature_statistics import read_statistics, save_statistics
 from efae_jax.data import Transform
 from efae_jax.errors import RunError, Stopped, UserError
-from efae_jax.evaluation import Settings, command, evaluate, networks
+from efae_jax.evaluation import Settings, command, evaluate, networks, transformations
 from efae_jax.evaluation import run as run_module
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.frechet import FeatureStatistics, frechet_distance
@@ -173,6 +173,53 @@ def test_a_stopped_evaluation_goes_on(kl, images, tmp_path, no_networks, monkeyp
     assert "holds a finished evaluation" in error_of(run, kl, tmp_path / "cut", images)
 
 
+def test_what_was_read_is_told_also_after_a_stop(kl, tmp_path, no_networks, monkeypatch, capsys):
+    """Reasons found before the stop are kept beside the sums."""
+    monkeypatch.setattr(transformations, "ALL", transformations.ALL[:1])
+    folder = folder_of_images(tmp_path / "images", [(16, 16)] * 9, broken=range(3))
+    original = run_module.Run._add
+
+    def stopped(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(run_module.Run, "_add", stopped)
+    with pytest.raises(Stopped):
+        run(kl, tmp_path / "out", folder, batch_size=4, num_images=8, seed=2)
+    with np.load(tmp_path / "out" / "unfinished.npz") as arrays:
+        assert len(arrays["unreadable_reason"]) == arrays["unreadable"] > 0
+    monkeypatch.setattr(run_module.Run, "_add", original)
+    seen = []
+    monkeypatch.setattr(run_module.Programs, "compile", noted(run_module.Programs.compile, seen))
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_write", lambda *_: None)
+        found = run(kl, tmp_path / "out", folder, batch_size=2, num_images=8, seed=2)
+    read, count = found["data"]["read"], found["data"]["unreadable"]
+    assert len(seen) == 1
+    assert read["images"] == 9
+    assert read["used"] == found["images"] == 8 - count
+    kinds = dict(read["left_out"])
+    assert kinds.pop("not chosen (--num-images)")["count"] == 1
+    ((kind, entry),) = kinds.items()
+    assert kind.startswith("unreadable (")
+    assert entry["count"] == count > 0
+    assert entry["example"].split(" ")[0].endswith(".png")
+    printed = capsys.readouterr().out
+    assert f"used {8 - count} of 9 images; left out" in printed
+    assert f"  {count} unreadable (" in printed
+    # Where all images were seen before, and only the files are missing, nothing is compiled.
+    assert run(kl, tmp_path / "out", folder, num_images=8, seed=2)["data"]["read"] == read
+    assert len(seen) == 1
+
+
+def noted(method, seen):
+    def call(self, *arguments):
+        seen.append(arguments)
+        return method(self, *arguments)
+
+    return call
+
+
 @needs_weights
 def test_through_vgg(kl, images, tmp_path, capsys):
     """LPIPS and the Frechet distance, statistics of the images saved and used, and the command."""
@@ -236,7 +283,7 @@ def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "load", broken)
-        with pytest.raises(RunError, match=r"\.png is not finite, computed in float32"):
+        with pytest.raises(RunError, match=r"\.png is not finite, computed in float32$"):
             run(workdir, tmp_path / "out", images)
 
     def scaled(x, sides, kind):  # only what is scaled is not finite

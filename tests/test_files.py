@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights import assert_same_bytes, error_of
 
-from efae_jax.convert import files, torch_files
+from efae_jax.convert import files, torch_arrays
 from efae_jax.errors import UserError
 
 
@@ -136,7 +136,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "bomb.npz"
     path.write_bytes(zipped([("a.npy", npy("(1000000,)", bytes(4_000_000)))]))
     assert files.read_state_dict(path)["a"].shape == (1_000_000,)
-    monkeypatch.setattr(torch_files, "FREE", 10**6)
+    monkeypatch.setattr(torch_arrays, "FREE", 10**6)
     assert "refused" in error_of(files.read_state_dict, path)
 
 

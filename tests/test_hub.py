@@ -216,6 +216,13 @@ def test_a_folder_here_is_searched_like_a_repository(case, tmp_path):
     assert source.config == {"_class_name": "AutoencoderKL"}
 
 
+def test_of_another_model_no_weights_are_fetched(repository):
+    asked = repository({"config.json": ANOTHER, "model.safetensors": b""})
+    message = error_of(sources.read_source, "owner/name")
+    assert "config.json is of ['LlamaForCausalLM'], which is no autoencoder" in message
+    assert asked == ["config.json"]
+
+
 def test_a_revision_is_asked_for(repository):
     asked = repository({"x.safetensors": MODEL})
     sources.read_source("https://huggingface.co/owner/name/blob/fp16/x.safetensors")

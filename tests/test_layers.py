@@ -17,7 +17,7 @@ LAYERS = [
     {"state", "checkpoint", "pictures", "panels", "report", "basis"},
     {"api", "compare"},
     {"validation", "evaluation", "reconstruct", "extract", "disentangled", "disentanglement"},
-    {"workdir", "exits", "host_memory", "warm_start"},
+    {"workdir", "data_record", "exits", "host_memory", "warm_start"},
     {"run"},
     {"train", "encode", "embed", "lerp", "cache"},
     {"layout"},

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights import assert_same_bytes, error_of
 
-from efae_jax.convert import files, pickles, torch_files
+from efae_jax.convert import files, pickles, torch_arrays
 
 
 def opcodes(*parts):
@@ -287,8 +287,8 @@ def test_stated_sizes_are_bounded_over_all_tensors(tmp_path, monkeypatch):
     """Many tensors may share a storage, as tied weights do; not without end."""
     path = archive(tmp_path / "x.pt", state_dict(*((f"w{i}", tensor()) for i in range(50))))
     assert len(files.read_state_dict(path)) == 50
-    monkeypatch.setattr(torch_files, "FREE", 0)
-    monkeypatch.setattr(torch_files, "RATIO", 0.2)
+    monkeypatch.setattr(torch_arrays, "FREE", 0)
+    monkeypatch.setattr(torch_arrays, "RATIO", 0.2)
     assert "would unpack" in error_of(files.read_state_dict, path)
 
 

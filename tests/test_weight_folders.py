@@ -67,7 +67,7 @@ def test_weights_under_any_of_these_names(folder, name):
         found = sources.read_source(path)
         assert_same_bytes(found.tensors, TENSORS)
         assert found.config == CONFIG
-        assert len(found.notes) == (name.count(".") > 1)
+        assert len(found.notes) == (name.count(".") > 1 and path != folder / name)
 
 
 def test_the_better_file_is_read(folder):
@@ -145,6 +145,12 @@ def test_a_repository_of_another_model_with_a_vae(folder):
         (root / "config.json").write_text(json.dumps(other))
         write(root / "model.safetensors", {"x": np.zeros(1, np.float32)})
         assert_same_bytes(sources.read_source(root).tensors, TENSORS)
+        (folder / "config.json").rename(folder / "moved")
+        (folder / f"{STEM}.safetensors").rename(folder / "weights")
+        message = error_of(sources.read_source, root)
+        assert f"config.json is of {next(iter(other.values()))}, which is no autoencoder" in message
+        (folder / "moved").rename(folder / "config.json")
+        (folder / "weights").rename(folder / f"{STEM}.safetensors")
 
 
 def test_a_config_beside_a_file_of_another_name(folder, tmp_path):

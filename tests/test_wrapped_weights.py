@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import pickle
@@ -172,8 +173,10 @@ def test_pickles_of_any_protocol(protocol, tensors, tmp_path):
             values = values | {"encoder.down.1.a": both[:3].numpy()}
             values |= {"encoder.down.1.b": both.view(2, 3).t().numpy()}
     path = tmp_path / "x.pkl"
-    path.write_bytes(pickle.dumps(saved, protocol=protocol))
-    assert_same_bytes(read(path).tensors, values)
+    for kind in (dict, collections.OrderedDict):
+        for whole in (kind(saved), kind(model=kind(saved), epoch=3)):
+            path.write_bytes(pickle.dumps(whole, protocol=protocol))
+            assert_same_bytes(read(path).tensors, values)
 
 
 def test_float8_is_widened_and_scaled_float8_is_refused(tmp_path):

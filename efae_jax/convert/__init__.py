@@ -64,7 +64,8 @@ def read_model(
     """A model from PyTorch weights.
 
     Args:
-      source: a file, a folder, or a hub id, such as "stabilityai/sd-vae-ft-ema".
+      source: a file, a folder, or a hub id, such as "stabilityai/sd-vae-ft-ema"; of a file with
+        several models, FILE::KEY (`sources.read_source`).
       format: a name of `FORMATS`; recognised from the content unless given.
       options: what the weights do not say.
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (gives NumPy the type name bfloat16)
 import numpy as np
 import safetensors.numpy
 
-from efae_jax.convert import safetensors_files, torch_files, wrappers, wrong_files
+from efae_jax.convert import npz_files, safetensors_files, torch_files, wrappers, wrong_files
 from efae_jax.convert.pickles import DamagedError
 from efae_jax.errors import UserError
 from efae_jax.paths import printable
@@ -35,8 +34,6 @@ _PICKLES = (
     b"(lp",
     b"ccollections\nOrderedDict\n",
 )
-_NPZ_PREFIX = "sd/"
-_NPZ_NOT_WEIGHTS = ("in/", "out/")
 # What files of float8 with scales beside them call the scales.
 _SCALES = re.compile(r"(?:.*[._])?(?:scale_weight|weight_scale|scale_input|input_scale|scaled_fp8)")
 
@@ -151,7 +148,7 @@ def read_npy(path: str | Path) -> np.ndarray:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _read_npy(file, path.name, path.stat().st_size, path)
+            return npz_files.read_array(file, path.name, path.stat().st_size, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UserError:
@@ -276,50 +273,4 @@ def _read_zip(path: Path, key: str | None) -> torch_files.Saved:
             f"{path} is a zip archive of {len(names)} files ({some}), none of them an array: "
             "unpack it, and give the file in it"
         )
-    return _plain(_read_npz(path), key)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        torch_files.require_bounded(sum(member.file_size for member in members), path)
-        names = [member.filename.removesuffix(".npy") for member in members]
-        if len(set(names)) < len(names):
-            raise UserError(f"{path} holds two arrays of the same name")
-        tensors = {
-            name: _read_member(archive, member, path)
-            for name, member in zip(names, members, strict=True)
-        }
-    if any(name.startswith(_NPZ_PREFIX) for name in tensors):
-        return {
-            name.removeprefix(_NPZ_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if not name.startswith(_NPZ_NOT_WEIGHTS)
-        }
-    return tensors
-
-
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    with archive.open(member) as file:
-        if not member.filename.endswith(".npy"):
-            raise UserError(f"{path} holds {member.filename!r}, which is no array")
-        return _read_npy(file, member.filename, member.file_size, path)
-
-
-def _read_npy(file: IO[bytes], name: str, file_size: int, path: Path) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise DamagedError(f"{name!r} has npy version {version}")
-    shape, fortran_order, dtype = header
-    if dtype.hasobject:
-        raise UserError(f"{path} holds Python objects in {name!r}; only arrays are read")
-    # Compared before anything is allocated: the header may state any size.
-    size = math.prod(shape) * dtype.itemsize
-    if size != file_size - file.tell():
-        raise DamagedError(f"{name!r} states {size} bytes and has another number")
-    order = "F" if fortran_order else "C"
-    return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
+    return _plain(npz_files.read(path), key)

@@ -74,3 +74,13 @@ def here(path: Path, folders: tuple[str, ...]) -> Place:
             ) from error
     shown = printable(str(path))
     return Place(shown, frozenset(names), lambda name: path / name, shown, path)
+
+
+def beside(path: Path) -> Place:
+    """The folder of a file; of one that may be entered and not listed, the file alone."""
+    try:
+        return here(path.parent, ())
+    except UserError:
+        names = frozenset([path.name])
+        shown = printable(str(path.parent))
+        return Place(shown, names, lambda name: path.with_name(name), shown, path.parent)

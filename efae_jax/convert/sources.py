@@ -6,6 +6,7 @@ works on the names of files (`places.Place`), and asks for a file only to read i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ DESCRIPTION = "efae_jax.json"
 # A folder that holds the autoencoder of a pipeline.
 VAE = "vae"
 # diffusers' classes that are autoencoders, whether this package reads them or says that it cannot.
-_AUTOENCODERS = re.compile(r".*(Autoencoder|VQModel|Decoder)")
+_AUTOENCODERS = re.compile(r".*(Autoencoder|VQModel|VAE)")
 _DIFFUSERS = re.compile(r"(?:en|de)coder\.(?:mid_block|down_blocks|up_blocks|layers)\.")
 _SEQUENCE = re.compile(r"(|.*?\.)(\d+\.(?:weight|bias|(?:conv|pool)\.\d+\.\w+))")
 _COLOURS = 3
@@ -49,14 +50,14 @@ def read_source(source: str | os.PathLike[str]) -> Source:
     if os.path.lexists(path):
         if path.is_dir():
             return _folder(places.here(path, (VAE,)), "", key)
-        return _file(places.here(path.parent, ()), path.name, key)
+        return _file(places.beside(path), path.name, key)
     if (address := hub.parse(text)) is None:
         if is_remote(text):
             raise UserError(
                 f"{printable(text)}: weights are not read from there; download the file first, "
                 "and give its path"
             )
-        return _file(places.here(path.parent, ()), path.name, key)
+        return _file(places.beside(path), path.name, key)
     place = hub.repository(address, printable(text))
     if not address.inside or any(n.startswith(f"{address.inside}/") for n in place.names):
         found = _folder(place, address.inside, key)
@@ -88,7 +89,12 @@ def _folder(place: Place, folder: str, key: str | None) -> Source:
         if configs[inside] is not None and "method" in configs[inside]:
             raise UserError(f"{place.source} is a work directory of efae_jax: it needs no import")
         if found := weight_names.candidates(place.inside(inside)):
-            return _diffusers(place, inside, found[0], key)
+            source = _diffusers(place, inside, found[0], configs[inside], key)
+            if variant := found[0].variant:
+                first = found[0].shards[0]
+                note = f"read from {printable(first)}, for want of a file without .{variant}"
+                source = dataclasses.replace(source, notes=(note,))
+            return source
     halves = weight_names.pairs(place.inside(folder))
     if len(halves) > 1:
         names = sorted(name for sides in halves.values() for name in sides.values())
@@ -119,7 +125,7 @@ def _file(place: Place, name: str, key: str | None) -> Source:
     beside = place.inside(folder)
     found = [c for c in weight_names.candidates(beside) if base in (*c.shards, c.index)]
     if found and (CONFIG in beside or found[0].index or found[0].count > 1):
-        return _diffusers(place, folder, found[0], key)
+        return _diffusers(place, folder, found[0], _config(place, folder), key)
     if weight_names.side_of(base):
         sides = {weight_names.side_of(base): base}
         if other := weight_names.partner(base, beside):
@@ -155,8 +161,17 @@ def _single(place: Place, folder: str, base: str, path: Path, weights: files.Wei
     return Source(path, weights.tensors, None, description, beside, base, weights.ignored, notes)
 
 
-def _diffusers(place: Place, folder: str, found: Candidate, key: str | None) -> Source:
-    config = _config(place, folder)
+def _diffusers(
+    place: Place, folder: str, found: Candidate, config: dict[str, Any] | None, key: str | None
+) -> Source:
+    """The weights of a folder, in one file or several, with the config beside them."""
+    if config is not None and not _is_autoencoder(config):
+        # Before anything large is fetched.
+        name = config.get("_class_name", config.get("architectures", config.get("model_type")))
+        raise UserError(
+            f"{place.source}: {_join(folder, CONFIG)} is of {printable(str(name)[:80])}, which is "
+            "no autoencoder (AutoencoderKL and AutoencoderTiny are read); name the file of one"
+        )
     names, expected = found.shards, None
     if found.index is not None:
         expected = _weight_map(place, folder, found.index)
@@ -194,12 +209,9 @@ def _diffusers(place: Place, folder: str, found: Candidate, key: str | None) -> 
         tensors, ignored = wrappers.choose_names(tensors, key, place.source)
     where = paths[0].parent
     description = _read_json(place, _join(folder, DESCRIPTION), "a model's description")
-    notes = ()
-    if found.variant:
-        notes = (f"read from {printable(names[0])}, for want of a file without .{found.variant}",)
     path = where if config is not None else paths[0]
     name = place.root.name if not folder else folder.rsplit("/", 1)[-1]
-    return Source(path, tensors, config, description, where / DESCRIPTION, name, ignored, notes)
+    return Source(path, tensors, config, description, where / DESCRIPTION, name, ignored)
 
 
 def _weight_map(place: Place, folder: str, index: str) -> dict[str, str]:
@@ -229,6 +241,9 @@ def _halves(
             if side != order[0]:
                 continue
             return _single(place, folder, named, paths[side], weights)
+        if (held := _sequence_side(weights.tensors)) != side:
+            where = printable(str(paths[side]))
+            raise UserError(f"{where} is called {side}, and holds the weights of TAESD's {held}")
         tensors |= _on_side(weights.tensors, side)
         ignored |= weights.ignored
     tensors = {name: tensors[name] for side in SIDES for name in tensors if name.startswith(side)}

@@ -6,8 +6,6 @@ in the model card only; they are what a model gets that has enough channels and 
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,11 @@ OPTIONS = ("padding",)
 FOLDER = False
 CLAMP = 8.0
 SIGNED = 4  # the last channels: two change sign under h, two under v
-# What DistributedDataParallel and torch.compile put before names.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
 def matches(source: Source) -> bool:
     """Whether the names are vqgan-training's."""
-    tensors = _unwrapped(source).tensors
-    return kl_table.is_fused(tensors)
+    return kl_table.is_fused(source.tensors)
 
 
 def read(source: Source, options: Options) -> Imported:
@@ -37,7 +32,6 @@ def read(source: Source, options: Options) -> Imported:
     Raises:
       UserError: names or shapes that do not fit (all listed).
     """
-    source = _unwrapped(source)
     fields, image, problems = kl_table.infer(source.tensors)
     levels = len(fields["widths"])
     more = max(len(fields["decoder_widths"] or fields["widths"]) - levels, 0)
@@ -79,12 +73,3 @@ def card_representation(channels: int) -> str:
         return ""
     trivial = f"{channels - SIGNED}*trivial + " if channels > SIGNED else ""
     return trivial + "2*sign_h + 2*sign_v"
-
-
-def _unwrapped(source: Source) -> Source:
-    tensors = {name: a for name, a in source.tensors.items() if not _WRAPPERS.match(name)}
-    for name, tensor in source.tensors.items():
-        if (plain := _WRAPPERS.sub("", name)) != name:
-            # Two names for one array: one keeps its wrapper and is reported as left over.
-            tensors[name if plain in tensors else plain] = tensor
-    return dataclasses.replace(source, tensors=tensors)

@@ -78,7 +78,7 @@ def choose_mapping(tree: Any, key: str | None, where: str) -> tuple[Any, str | N
     found = [(p, d, _most(d)) for p, d in _mappings(tree, path)]
     most = max((n for *_, n in found), default=0)
     if not most:
-        return _only_mapping(tree), rest
+        return _only_mapping(tree, where), rest
     equal = [(p, d) for p, d, n in found if 2 * n >= most]
     if len(equal) > 1:
         _ask(where, [p for p, _ in equal])
@@ -184,7 +184,7 @@ def _mappings(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]
             ]
 
 
-def _only_mapping(tree: dict[Any, Any]) -> dict[Any, Any]:
+def _only_mapping(tree: dict[Any, Any], where: str) -> dict[Any, Any]:
     """Of names that no format has: under `state_dict`, or the one dictionary of objects alone."""
     if isinstance(tree.get("state_dict"), dict):
         return tree["state_dict"]
@@ -192,11 +192,13 @@ def _only_mapping(tree: dict[Any, Any]) -> dict[Any, Any]:
     if any(not isinstance(v, plain) for v in tree.values()):
         return tree
     alone = [
-        d
-        for _, d in _mappings(tree)
+        (path, d)
+        for path, d in _mappings(tree)
         if d and all(isinstance(k, str) and not isinstance(v, plain) for k, v in d.items())
     ]
-    return alone[0] if len(alone) == 1 else tree
+    if len(alone) > 1:
+        _ask(where, [path for path, _ in alone])
+    return alone[0][1] if alone else tree
 
 
 def _followed(tree: Any, key: str) -> tuple[str, Any, str]:

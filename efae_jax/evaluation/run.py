@@ -285,10 +285,10 @@ class Run:
             for batch in batches:
                 # Numbers of the images themselves: what is drawn for one depends on no other.
                 batch["index"] = np.where(batch["index"] < 0, -1, rest[batch["index"]])
+                for row, reason in batches.bad.reasons.items():
+                    self.unreadable[int(rest[row])] = reason
                 yield batch
         finally:
-            for row, reason in batches.bad.reasons.items():
-                self.unreadable[int(rest[row])] = reason
             batches.close()
 
     def _save(self, done: int) -> None:
@@ -297,13 +297,15 @@ class Run:
         temporary = self.out / f".{UNFINISHED}.partial"
         with temporary.open("wb") as file:
             about, seconds = json.dumps(self.about), self._elapsed()
+            # Those of batches that are read ahead will be found again.
+            lost = [int(n) for n in self.order[:done] if n in self.unreadable]
             np.savez(
                 file,
                 done=done,
                 about=about,
                 seconds=seconds,
-                unreadable_index=np.array([*self.unreadable], np.int64),
-                unreadable_reason=np.array([*self.unreadable.values()], str),
+                unreadable_index=np.array(lost, np.int64),
+                unreadable_reason=np.array([self.unreadable[n] for n in lost], str),
                 **self.tally.arrays(),
             )
         temporary.replace(self.out / UNFINISHED)
