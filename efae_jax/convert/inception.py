@@ -77,7 +77,9 @@ def inception_file(source: str | os.PathLike[str]) -> Path:
       UserError: where the hub does not have it.
     """
     path = Path(user_path(source))
-    if not path.exists() and hub.parse(str(source)) is not None:
+    if not path.exists() and (address := hub.parse(str(source))) is not None:
+        if not address.inside:
+            raise UserError(f"{source}: no such file; one of the hub is named {source}/FILE")
         path = hub.fetch(str(source))
     return path
 
