@@ -53,9 +53,14 @@ def _give_back(json: Any) -> None:
     """Takes the references that nobody holds off the names and values of every object."""
     if isinstance(json, dict):
         for members in (json.keys(), json.values()):
+            counts = _counts(members)
+            # One without a reference too many says that this function counts rightly: an object
+            # that two others hold would look as if one of them were lost.
+            if _USUAL in counts:
+                continue
             # One more than usual is the dictionary's reference and the one that nobody holds: no
             # one else has this. Small integers, None and the like are shared, and never freed.
-            for member, count in zip(members, _counts(members), strict=True):
+            for member, count in zip(members, counts, strict=True):
                 if count == _USUAL + 1:
                     _decrease(member)
     elif not isinstance(json, list):
