@@ -173,6 +173,7 @@ def test_all_mistakes_are_listed_in_one_line(tmp_path):
 
 
 def test_files_of_the_hub(path, params, monkeypatch, tmp_path):
+    assert "one of the hub is named owner/name/FILE" in error_of(read_inception, "owner/name")
     asked = []
 
     def fetch(source):
@@ -182,7 +183,6 @@ def test_files_of_the_hub(path, params, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "fetch", fetch)
     assert_same_bytes(read_inception("owner/name/weights.pth"), params)
     assert asked == ["owner/name/weights.pth"]
-    assert "one of the hub is named owner/name/FILE" in error_of(read_inception, "owner/name")
     assert "cannot read /no/file.pth" in error_of(read_inception, "/no/file.pth")
     # What is here is not looked for there.
     (tmp_path / "owner" / "name").mkdir(parents=True)

@@ -87,7 +87,9 @@ def _folder(place: Place, folder: str, key: str | None) -> Source:
         tried = tried[1:]
     for inside in tried:
         if configs[inside] is not None and "method" in configs[inside]:
-            raise UserError(f"{place.source} is a work directory of efae_jax: it needs no import")
+            raise UserError(
+                f"{place.source} is a work directory of efae_jax, which needs no import"
+            )
         if found := weight_names.candidates(place.inside(inside)):
             source = _diffusers(place, inside, found[0], configs[inside], key)
             if variant := found[0].variant:
