@@ -104,6 +104,9 @@ def test_num_images_takes_the_first():
     evaluator = validation.Evaluator(Blocks(), tiny(eval__num_images=10), mesh)
     evaluator.figures(0.1)
     assert evaluator.count == 10
+    assert evaluator.read()["used"] == 10
+    left_out = evaluator.read()["left_out"]["beyond config.eval.num_images"]
+    assert left_out["count"] == len(evaluator.source) - 10
     masks = np.concatenate([b["mask"] for b in evaluator.batches()])
     assert masks[:10].all()
     assert not masks[10:].any()
@@ -122,6 +125,11 @@ def test_unreadable_images_are_left_out(tmp_path):
     evaluator = validation.Evaluator(Blocks(), tiny(**whole), mesh)
     assert np.isfinite(evaluator.figures(0.0)["h"]["psnr"])
     assert evaluator.count == 5
+    read = evaluator.read()
+    assert (read["images"], read["used"]) == (6, 5)
+    (entry,) = [e for kind, e in read["left_out"].items() if kind.startswith("unreadable")]
+    assert entry["count"] == 1
+    assert "3.png" in entry["example"]
     for i in range(6):
         (held_out / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(RunError, match="none of the held-out images could be read"):

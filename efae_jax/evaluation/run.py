@@ -37,7 +37,9 @@ from efae_jax.sharding import fitting_devices, make_mesh, put_batch, replicated,
 
 UNFINISHED = "unfinished.npz"
 SAVE_EVERY = 120.0  # seconds
-MOST, FEW_PIXELS = 16, 128 * 128  # images of a device; of larger images fewer
+# Images of a device, and their pixels where images are large. Cores of a CPU gain nothing by more,
+# and a batch takes them minutes.
+MOST, MOST_PIXELS, MOST_PIXELS_OF_A_CORE = 16, 16 * 128 * 128, 4 * 128 * 128
 
 
 class Settings(NamedTuple):
@@ -95,9 +97,10 @@ class Run:
         self.order = order[: settings.num_images or None]
         if len(self.order) < 2:
             raise UserError(f"{len(self.order)} images are too few to evaluate on; at least 2")
-        most = max(1, min(MOST, MOST * FEW_PIXELS // (self.size[0] * self.size[1])))
         if devices is None:
             devices = fitting_devices(jax.devices(), settings.batch_size)
+        pixels = MOST_PIXELS_OF_A_CORE if devices[0].platform == "cpu" else MOST_PIXELS
+        most = max(1, min(MOST, pixels // (self.size[0] * self.size[1])))
         self._set_up(batch_sizes.first_batch(devices, len(self.order), most, settings.batch_size))
         shape, sides = self.programs.latent_shape, self.programs.decoded_sides
         vgg = settings.reference or settings.save_reference
@@ -201,7 +204,9 @@ class Run:
 
             for number, batch in enumerate(self._batches(done), 1):
                 ahead.append((whole_batch(self.mesh, batch["bad"]), self._dispatch(batch)))
-                if len(ahead) == 2:  # the devices compute a batch while the host adds up another
+                # The devices compute a batch while the host adds up another; where the host itself
+                # computes, the batch is done by now.
+                if len(ahead) == 2 or _is_ready(ahead[0]):
                     add(ahead.pop(0))
                 stop = requests.after(number)
                 if stop or time.monotonic() - saved > SAVE_EVERY:
@@ -411,6 +416,11 @@ class Run:
             "devices": self.mesh.size,
             "versions": {"efae_jax": efae_jax.__version__, "jax": jax.__version__},
         }
+
+
+def _is_ready(found: Any) -> bool:
+    arrays = (leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array))
+    return all(array.is_ready() for array in arrays)
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
