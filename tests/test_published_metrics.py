@@ -33,6 +33,22 @@ def test_psnr_of_eight_bits():
     np.testing.assert_allclose(psnr_uint8(b, a), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (2, 63, 65, 1)])
+def test_psnr_is_of_eight_bits_in_one_program_too(shape):
+    """Compiled together, floats must lose their fraction before they are compared."""
+    rng = np.random.default_rng(0)
+    a = rng.uniform(-1.1, 1.1, shape).astype(np.float32)
+    b = (a + rng.normal(0, 0.05, shape)).astype(np.float32)
+
+    @jax.jit
+    def compared(a, b):
+        return psnr_uint8(to_uint8_truncated(a), to_uint8_truncated(b))
+
+    levels = [np.clip(np.float32(127.5) * x + np.float32(128), 0, 255) // 1 for x in (a, b)]
+    mse = np.square(np.subtract(*levels, dtype=float)).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(compared(a, b), 10 * np.log10(255**2 / mse), rtol=1e-6)
+
+
 def test_psnr_of_equal_eight_bits_is_finite():
     a = np.full((1, 4, 4, 1), 7, np.uint8)
     np.testing.assert_allclose(psnr_uint8(a, a), [106.0206], atol=1e-3)

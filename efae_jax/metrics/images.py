@@ -36,7 +36,9 @@ def to_uint8_truncated(x_BHWC: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C
     The added half makes it the nearest level of 127.5 (x + 1), halves going up; level p, read as
     p / 127.5 - 1, comes back as p.
     """
-    return jnp.clip(127.5 * x_BHWC + 128, 0, 255).astype(jnp.uint8)
+    # XLA's programs for CPUs leave the conversion out where floats are made of the levels in the
+    # same loop, such as a mean's; the fraction would count.
+    return jnp.floor(jnp.clip(127.5 * x_BHWC + 128, 0, 255)).astype(jnp.uint8)
 
 
 def psnr_uint8(
