@@ -264,15 +264,20 @@ def _add_split(command: argparse.ArgumentParser, default: str) -> None:
 
 def _path(path: str) -> Path:
     """A path as the user writes it; `argparse` names the option in whose value a mistake is."""
-    try:
-        return Path(user_path(path))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    path = _file(path)
+    if is_remote(path):  # of which Path would lose a slash
+        raise argparse.ArgumentTypeError(
+            f"{path}: give a path of this machine; what lies elsewhere is downloaded first"
+        )
+    return Path(path)
 
 
 def _file(path: str) -> str:
-    """A file's path, as `_path`."""
-    return str(_path(path))
+    """A file's path, or an address that whoever reads it understands or names."""
+    try:
+        return user_path(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _local(path: str) -> Path:

@@ -26,7 +26,7 @@ from efae_jax.data.sources import make_source
 from efae_jax.data.splits import ALL, SPLITS, EmptySplitError, Source
 from efae_jax.data.transforms import MAX_PIXELS, fit
 from efae_jax.errors import RunError, UserError
-from efae_jax.extract import keep_settings
+from efae_jax.extract import TEXT_LABELS, keep_settings
 from efae_jax.logs import make_output_folder, say, track
 
 FORMATS = ("raw", "png", "jpeg")
@@ -168,6 +168,7 @@ class _Writer:
         if source.class_names:
             record[CLASSES] = list(source.class_names)
         self.unreadable: dict[str, str] = {}
+        self.texts: list[str] = []  # keys of images whose labels are texts without a number
         started = any(out.glob(f"{split}-*-of-*.array_record"))
         words = "images", "the same data and options"
         keep_settings(out / f"{split}.json", record, started, *words)
@@ -235,6 +236,8 @@ class _Writer:
         record = self.source[index]
         image = self.settings.stored(record["image"], self.max_pixels)
         text = {"label_text": record["label_text"]} if "label_text" in record else {}
+        if text:
+            self.texts.append(self.source.key(index))
         return {"image": image, "label": record["label"], "key": self.source.key(index), **text}
 
     def report(self) -> int:
@@ -257,6 +260,8 @@ class _Writer:
                 "count": before,
                 "example": "see what that said",
             }
+        if self.texts:
+            found["left_out"][TEXT_LABELS] = {"count": len(self.texts), "example": self.texts[0]}
         for line in account_lines(found):
             say(f"{self.split}: {line}")
         if jax.process_index() == 0:

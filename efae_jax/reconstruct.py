@@ -363,12 +363,14 @@ def _check_paths(paths: Sequence[str | Path], where: Mapping[str, Any]) -> None:
             "webdataset:shards/*.tar"
         )
     for path in map(str, paths):
+        if path in sources:
+            continue
         if is_remote(user_path(path)):
             raise UserError(
                 f"{printable(path)}: images are read from files of this machine; download it "
-                "first, or name a data source that may lie elsewhere, such as webdataset:gs://..."
+                "first, or name a data source, such as webdataset:gs://bucket/shards.tar"
             )
-        if path not in sources and not Path(user_path(path)).exists():
+        if not Path(user_path(path)).exists():
             raise UserError(f"{printable(path)}: no such file or folder")
 
 

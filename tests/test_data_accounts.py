@@ -179,6 +179,23 @@ def _readers(joined):
     return [reader for source in joined.sources for reader in source._readers]
 
 
+def test_texts_go_through_a_cache(tmp_path, capsys):
+    files = []
+    for i, label in enumerate(("3", "n01", '"half \\ud800"')):
+        kind = "json" if "half" in label else "cls"
+        content = f'{{"label": {label}}}' if kind == "json" else label
+        files += [(f"{i}.png", encoded(picture(i))), (f"{i}.{kind}", content.encode())]
+    write_tar(tmp_path / "a.tar", files)
+    out = tmp_path / "c"
+    command = ["cache", "--data", f"webdataset:{tmp_path}/a.tar", "--out", str(out), "--size", "8"]
+    assert main([*command, "--split", "all"]) == 0
+    assert "kept as label_text, numbered 0): 2 (such as a.tar/1)" in capsys.readouterr().out
+    config = data_config(source="array_record", path=str(out / "all-*.array_record"))
+    found = [dict(make_source(config, "all")[i]) for i in range(3)]
+    assert [r["label"] for r in found] == [3, 0, 0]
+    assert [r.get("label_text") for r in found] == [None, "n01", "half \\ud800"]
+
+
 def test_a_cache_of_few_images_has_no_test_split(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for i in range(3):

@@ -53,7 +53,8 @@ def test_common_types_are_read_and_programs_are_not_called():
     [
         *((".avif", "AVIF"), (".jfif", "JPEG"), (".tga", "TGA"), (".qoi", "QOI")),
         *((".pcx", "PCX"), (".ico", "ICO"), (".dds", "DDS"), (".sgi", "SGI")),
-        *((".apng", "PNG"), (".jp2", "JPEG2000"), (".dib", "DIB")),
+        *((".apng", "PNG"), (".jp2", "JPEG2000"), (".dib", "DIB"), (".jif", "JPEG")),
+        (".mpo", "MPO"),
     ],
 )
 def test_types_that_pillow_reads(tmp_path, ending, form):
@@ -167,7 +168,8 @@ def test_pillows_limit_gives_way_to_ours_and_comes_back(monkeypatch):
 
 
 def test_a_folder_counts_what_it_leaves_out(tmp_path):
-    for name in ("a/1.png", "a/2.heic", "a/.3.png", "b/clip.mp4", "b/notes.txt", ".old/4.png"):
+    names = ("a/1.png", "a/2.heic", "a/.3.png", "b/clip.mp4", "b/notes.txt", ".old/4.png", "b/5")
+    for name in names:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(picture(0)))
@@ -179,6 +181,7 @@ def test_a_folder_counts_what_it_leaves_out(tmp_path):
         "folders that a link leads to once more": 1,
         "of type .heic, which is not read here": 1,
         "hidden files (their names, or their folders', begin with a dot)": 1,
+        "no images by the endings of their names": 1,
         "videos (.mp4)": 1,
     }
 

@@ -17,6 +17,9 @@ from efae_jax.errors import UserError
         ("\ufeff5", Label(5)),
         (4.0, Label(4)),
         ("4.0", Label(4)),
+        ("1_000", Label(0, "1_000")),
+        ("1e3", Label(0, "1e3")),
+        ("-7", Label(-7)),
         (True, Label(1)),
         (None, Label()),
         ("", Label()),
@@ -41,7 +44,8 @@ def test_parse(value, expected):
 
 
 def test_of_json():
-    assert of_json(b'{"label": null, "cls": 4}') == Label()  # what is stated counts
+    assert of_json(b'{"label": null, "cls": 4}') == Label(4)
+    assert of_json(b'{"label": "a\\ud800b"}') == Label(0, "a\\ud800b")
     assert of_json(b'{"cls": "cat"}') == Label(0, "cat")
     assert of_json(b'{"caption": "x"}') == of_json(b"[") == of_json(b"3") == Label()
     assert of_json(b"[" * 100_000) == Label()
@@ -66,7 +70,7 @@ def test_tables_beside_data(tmp_path):
     assert read_table(tmp_path).names == ("cat", "dog")
     (tmp_path / "classes.json").write_text('["x", "y"]')
     assert read_table(tmp_path).names == ("x", "y")
-    (tmp_path / "classes.txt").write_text("a\nb\n", encoding="utf-8-sig")
+    (tmp_path / "classes.txt").write_text("a\nb\n\n\n", encoding="utf-8-sig")
     assert read_table(tmp_path).names == ("a", "b")
 
 

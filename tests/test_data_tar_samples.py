@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import subprocess
 import tarfile
 
 import numpy as np
@@ -98,6 +99,38 @@ def test_what_has_no_image_is_counted_by_kind():
         "videos (.mp4)": 1,
         "of type .dng, which is not read here": 1,
     }
+
+
+def test_numbers_behind_a_dot_are_no_parts_of_a_sample():
+    found, left = group("0.png", "0.5.png", "0.5.cls", "1.png", "1.5.png", "1.seg.png", "1.cls")
+    assert found == {
+        "0": ("0.png", None),
+        "0.5": ("0.5.png", "0.5.cls"),
+        "1": ("1.png", "1.cls"),
+        "1.5": ("1.5.png", "1.cls"),
+    }
+    assert left == {FURTHER: 1}
+
+
+def test_keys_differ():
+    found, _ = group("a#b.png", "a#b.png", "a#b.png", "c.d.jpg", "c.d.png", "a#b#2.png")
+    assert len(found) == 6
+    many = [Member(f"{i % 3000}.png", 0, 1) for i in range(30_000)]
+    assert len({s.key for s in samples(many, (), LeftOut())}) == 30_000  # and in no time
+
+
+def test_sparse_members_are_counted(tmp_path):
+    (tmp_path / "hole.png").write_bytes(encoded(picture(0)))
+    with (tmp_path / "hole.png").open("r+b") as file:
+        file.truncate(10_000_000)
+    write_tar(tmp_path / "0.tar", [("1.png", encoded(picture(1)))])
+    out = tmp_path / "1.tar"
+    command = ["tar", "--sparse", "-H", "pax", "-C", tmp_path, "-cf", out, "hole.png"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no GNU tar")
+    found = source(tmp_path / "*.tar")
+    assert len(found) == 1
+    assert found.left_out.count("sparse members, which are no plain files") == 1
 
 
 def test_links_are_what_they_lead_to(tmp_path):
@@ -200,6 +233,33 @@ def test_no_label_makes_an_image_unreadable(tmp_path, label):
     record = source(tmp_path / "0.tar")[0]
     assert size_of(record) == (12, 10)
     assert record["label"] == {"True": 1, "7": 7, "[4]": 4}.get(str(label), 0)
+
+
+def test_few_texts_among_empty_labels_are_found(tmp_path):
+    labelled(tmp_path / "0.tar", ["cat" if i in (1, 4) else " " for i in range(12)])
+    found = source(tmp_path / "0.tar")
+    assert found.class_names == ("cat",)
+
+
+def test_names_that_the_table_lacks_are_counted(tmp_path):
+    labelled(tmp_path / "0.tar", ["cat", "dog", "cow", "cow"])
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    found = source(tmp_path / "0.tar")
+    entry = found.left_out.as_json()["labels that the table of class names lacks (numbered 0)"]
+    assert entry == {"count": 2, "example": "'cow' of 0.tar/2"}
+
+
+def test_numbers_in_one_split_and_texts_in_the_other_do_not_mix(tmp_path):
+    labelled(tmp_path / "train.tar", [0, 1, 2])
+    labelled(tmp_path / "test.tar", ["n0", "n1"])
+    train, test = (source(tmp_path / "{split}.tar", split) for split in ("train", "test"))
+    assert not train.class_names
+    assert not test.class_names
+    assert [test[i] | {"image": b""} for i in range(2)] == [
+        {"image": b"", "label": 0, "label_text": "n0"},
+        {"image": b"", "label": 0, "label_text": "n1"},
+    ]
+    assert "where the other split's are not" in test.left_out.counts()[0][0]
 
 
 def test_a_companion_that_is_no_json_says_nothing(tmp_path):

@@ -24,6 +24,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 NAMES = {"encoder.mid_block.x": np.zeros(1, np.float32)}
 MODEL = safetensors.numpy.save(NAMES)
 HALF = safetensors.numpy.save({"0.weight": np.zeros((1, 3, 1, 1), np.float32)})
+OTHER_HALF = safetensors.numpy.save({"1.weight": np.zeros((1, 4, 1, 1), np.float32)})
 KL = json.dumps({"_class_name": "AutoencoderKL"}).encode()
 
 
@@ -310,13 +311,14 @@ def test_of_a_cache_without_the_weights_the_message_says_so(repository):
 @pytest.mark.parametrize("endings", [(".pth", ".pth"), (".safetensors", ".pth")])
 def test_of_taesds_two_files_the_other_one_is_fetched_too(repository, endings):
     files = {
-        f"a/taef2_{side}{e}": HALF for side, e in zip(("encoder", "decoder"), endings, strict=True)
+        f"a/taef2_encoder{endings[0]}": HALF,
+        f"a/taef2_decoder{endings[1]}": OTHER_HALF,
     }
     for named in files:
         asked = repository(files)
         source = sources.read_source(f"owner/name/{named}")
         assert sorted(asked) == sorted(files)
-        assert source.tensors.keys() == {"encoder.0.weight", "decoder.0.weight"}
+        assert source.tensors.keys() == {"encoder.0.weight", "decoder.1.weight"}
     assert sources.read_source("owner/name/a").tensors.keys() == source.tensors.keys()
 
 

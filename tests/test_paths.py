@@ -80,6 +80,11 @@ def test_every_option_that_is_a_path_is_read_as_one(action):
         assert str(action.type("~/x")) == "/home/me/x"
         with pytest.raises(argparse.ArgumentTypeError, match="there is no user"):
             action.type("~no-such-user/x")
+        if action.type is not commands._file:
+            with pytest.raises(argparse.ArgumentTypeError, match="give a (path|folder) of this"):
+                action.type("https://x.y/z")
+        else:
+            assert action.type("https://x.y/z") == "https://x.y/z"
     else:
         assert action.type is None
         assert action.dest in NO_PATHS | {"data_dir"}

@@ -29,6 +29,8 @@ DESCRIPTION = "efae_jax.json"
 VAE = "vae"
 # diffusers' classes that are autoencoders, whether this package reads them or says that it cannot.
 _AUTOENCODERS = re.compile(r".*(Autoencoder|VQModel|VAE)")
+# Of the JSON beside weights; each is FORMAT in the module of that name.
+_OUR_FORMATS = ("diffusers", "efae", "ldm", "taesd", "vqgan-training")
 _DIFFUSERS = re.compile(r"(?:en|de)coder\.(?:mid_block|down_blocks|up_blocks|layers)\.")
 _SEQUENCE = re.compile(r"(|.*?\.)(\d+\.(?:weight|bias|(?:conv|pool)\.\d+\.\w+))")
 _COLOURS = 3
@@ -126,7 +128,7 @@ def _file(place: Place, name: str, key: str | None) -> Source:
     folder, base = _parted(name)
     beside = place.inside(folder)
     found = [c for c in weight_names.candidates(beside) if base in (*c.shards, c.index)]
-    if found and (CONFIG in beside or found[0].index or found[0].count > 1):
+    if found and (found[0].index or found[0].count > 1 or _describes(place, folder)):
         return _diffusers(place, folder, found[0], _config(place, folder), key)
     if weight_names.side_of(base):
         sides = {weight_names.side_of(base): base}
@@ -144,8 +146,8 @@ def _single(place: Place, folder: str, base: str, path: Path, weights: files.Wei
         tensors = _on_side(weights.tensors, side)
         return Source(path, tensors, None, None, path.with_name(DESCRIPTION), base, weights.ignored)
     if any(_DIFFUSERS.match(name) for name in weights.tensors):
-        config = _config(place, folder)
-        if _is_autoencoder(config):
+        config = _config(place, folder) if _describes(place, folder, damaged=True) else None
+        if config is not None:
             described = path.with_name(DESCRIPTION)
             description = _read_json(place, _join(folder, DESCRIPTION), "a model's description")
             return Source(
@@ -155,9 +157,9 @@ def _single(place: Place, folder: str, base: str, path: Path, weights: files.Wei
     description, notes = None, ()
     if beside.name in place.inside(folder):
         place.file(_join(folder, beside.name))
-        description = json_files.read_object(beside, "a model's description")
+        description = json_files.read(beside, "a model's description")
         # Web UIs and download programs keep a JSON of their own under the weights' name.
-        if description is not None and not isinstance(description.get("format"), str):
+        if description is not None and not _is_ours(description):
             notes = (f"{printable(beside.name)} is another program's, and not read",)
             description = None
     return Source(path, weights.tensors, None, description, beside, base, weights.ignored, notes)
@@ -295,6 +297,27 @@ def _is_autoencoder(config: Mapping[str, Any] | None) -> bool:
     if name is None:
         return "architectures" not in config and "model_type" not in config
     return isinstance(name, str) and _AUTOENCODERS.match(name) is not None
+
+
+def _describes(place: Place, folder: str, damaged: bool = False) -> bool:
+    """Whether the config.json beside a file that was named is an autoencoder's.
+
+    One of another program (a trainer's settings, say) has nothing to do with the file.
+
+    Args:
+      damaged: the answer for one that is no JSON.
+    """
+    try:
+        config = _config(place, folder)
+    except UserError:
+        return damaged
+    own = {"_class_name", "block_out_channels", "latent_channels"}
+    return _is_autoencoder(config) and not own.isdisjoint(config or {})
+
+
+def _is_ours(description: Any) -> bool:
+    """Whether a JSON beside weights is one that this package wrote."""
+    return isinstance(description, dict) and description.get("format") in _OUR_FORMATS
 
 
 def _join(folder: str, name: str) -> str:

@@ -282,6 +282,10 @@ def _scalar(tensor: np.ndarray, name: str, where: Any) -> float:
     value = tensor.reshape(())
     # The shortest decimal that float32 reads as this number: 0.18215, not 0.182150006.
     number = float(str(value[()])) if tensor.dtype == np.float32 else float(value)
+    # Half precision has rounded the published number: it is that number which is meant.
+    for known in {f.scaling for f in FAMILIES} | {f.shift for f in FAMILIES} - {0.0}:
+        if tensor.dtype.itemsize == 2 and number == float(np.array(known).astype(tensor.dtype)):
+            number = known
     if not math.isfinite(number):
         raise UserError(f"{where}: {name} is {number}; it must be finite")
     return number

@@ -65,6 +65,7 @@ def choose_mapping(tree: Any, key: str | None, where: str) -> tuple[Any, str | N
     """
     if not isinstance(tree, dict):
         return tree, key
+    tree = _joined(tree)
     path, rest = "", key
     if key is not None:
         path, tree, rest = _followed(tree, key)
@@ -83,6 +84,17 @@ def choose_mapping(tree: Any, key: str | None, where: str) -> tuple[Any, str | N
     if len(equal) > 1:
         _ask(where, [p for p, _ in equal])
     return equal[0][1], rest
+
+
+def _joined(tree: dict[Any, Any]) -> dict[Any, Any]:
+    """A model that is kept as {"encoder": its names, "decoder": its names}, under whole names."""
+    halves = [tree.get(side) for side in ("encoder", "decoder")]
+    if not all(isinstance(half, dict) and half for half in halves):
+        return tree
+    rest = {k: v for k, v in tree.items() if k not in ("encoder", "decoder")}
+    for side, half in zip(("encoder", "decoder"), halves, strict=True):
+        rest |= {f"{side}.{name}": value for name, value in half.items()}
+    return rest
 
 
 def holds_weights(mapping: Mapping[Any, Any]) -> bool:
@@ -121,6 +133,10 @@ def choose_names(
     equal = first if len(first) == 1 else equal
     if key is not None and (not key or key.endswith(".")) and "" in equal:
         equal = [""]
+        others = tuple(p for p in found if p)
+        if others:
+            outside += [name for name in tensors if name.startswith(others)]
+            tensors = {n: a for n, a in tensors.items() if not n.startswith(others)}
     if len(equal) > 1:
         start = f"{given}." if given else ""
         _ask(where, [start + p[:-1] if p else start for p in equal])

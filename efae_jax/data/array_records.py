@@ -30,7 +30,7 @@ from efae_jax.data.labels import Table
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.splits import Source, files_of, hold_out, with_absent
 from efae_jax.errors import UserError
-from efae_jax.paths import is_remote
+from efae_jax.paths import is_remote, printable
 
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"  # its first byte begins a map in msgpack, too
@@ -139,6 +139,9 @@ def _picked(record: Mapping[str, Any], form: str) -> dict[str, Any]:
             f"{', '.join(IMAGE_KEYS)}"
         )
     label = next((record[key] for key in LABEL_KEYS if record.get(key) is not None), None)
+    label = record.get("label_text") or label  # of a cache: a text without a number
+    if not isinstance(image, bytes | np.ndarray):
+        raise BadImageError(f"a record whose image is no bytes: {type(image).__name__}")
     return {"image": image, "label": label}
 
 
@@ -211,6 +214,11 @@ def _check(file: str) -> None:
         raise UserError(
             f"data.path: {file}: ArrayRecord files are read from disks only; copy them (gcloud "
             "storage cp) or mount the bucket (gcsfuse); folders and tar shards are read from there"
+        )
+    if os.path.isdir(file):
+        raise UserError(
+            f"data.path: {printable(file)} is a folder; give its files: "
+            f"'{printable(file)}/*.array_record'"
         )
     reader = ArrayRecordReader(file)
     empty = reader.num_records() == 0  # so it says of a damaged file, too

@@ -6,7 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from efae_jax.data.image_types import foreign, is_image, listed_extensions, stored
+from efae_jax.data.image_types import (
+    COMPANIONS,
+    extension,
+    foreign,
+    is_image,
+    listed_extensions,
+    stored,
+)
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
 from efae_jax.data.splits import ALL, Joined, Source, hold_out
@@ -105,6 +112,8 @@ def _wanted(file: str, left_out: LeftOut) -> bool:
         return True
     if kind := foreign(file):
         left_out.add(kind, file)
+    elif extension(file) not in COMPANIONS and "/." not in "/" + file:
+        left_out.add("no images by the endings of their names", file)
     return False
 
 

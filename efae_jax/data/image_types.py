@@ -23,6 +23,11 @@ UNSIGNED = {"TGA": (".tga", ".icb", ".vda", ".vst")}
 # Of other programs, and those that Pillow reads by means that are not used here.
 FOREIGN = frozenset(
     [
+        ".dpx",
+        ".cin",
+        ".heics",
+        ".heifs",
+        ".mng",
         ".heic",
         ".heif",
         ".hif",
@@ -70,6 +75,36 @@ FOREIGN = frozenset(
         ".dcm",
     ]
 )
+# Endings of types that are read which Pillow's list lacks.
+_ALSO = {".mpo": "JPEG", ".jif": "JPEG", ".jfi": "JPEG", ".jpg_large": "JPEG"}
+# Texts and tables that lie beside images; all else in a folder is counted.
+COMPANIONS = frozenset(
+    [
+        ".txt",
+        ".caption",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".xml",
+        ".html",
+        ".md",
+        ".rst",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".cls",
+        ".npy",
+        ".npz",
+        ".py",
+        ".sh",
+        ".log",
+        ".db",
+        ".ini",
+        ".license",
+    ]
+)
 VIDEOS = frozenset([".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv"])
 
 
@@ -78,7 +113,8 @@ def extensions() -> tuple[str, ...]:
     """The endings of the types that are read here, usual ones first."""
     Image.init()
     usual = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-    there = {e for e, name in Image.registered_extensions().items() if _is_read(name)}
+    registered = Image.registered_extensions() | _ALSO
+    there = {e for e, name in registered.items() if _is_read(name)}
     # Pillow names the endings of what it could read were it built so.
     return tuple(e for e in usual if e in there) + tuple(sorted(there - {*usual}))
 

@@ -8,6 +8,7 @@ and the text is kept beside it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +43,9 @@ def parse(value: Any) -> Label:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        value = value.strip().lstrip("\ufeff")
-        return _of_text(value)
+        # Half of a surrogate pair, which JSON allows, cannot be stored.
+        value = value.encode("utf-8", "backslashreplace").decode()
+        return _of_text(value.strip().lstrip("\ufeff"))
     if value is None:
         return Label()
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
@@ -56,14 +58,9 @@ def parse(value: Any) -> Label:
 
 
 def _of_text(text: str) -> Label:
-    try:
-        number = int(text)
-    except ValueError:
-        try:
-            whole = float(text)
-        except ValueError:
-            return Label(0, text)
-        return Label(int(whole)) if whole.is_integer() and _fits(int(whole)) else Label(0, text)
+    if not re.fullmatch(r"[+-]?\d{1,20}(\.0*)?", text, re.ASCII):
+        return Label(0, text)
+    number = int(text.partition(".")[0])
     return Label(number) if _fits(number) else Label(0, text)
 
 
@@ -79,7 +76,8 @@ def of_json(content: bytes) -> Label:
         return Label()
     if not isinstance(fields, dict):
         return Label()
-    return parse(fields.get("label", fields.get("cls")))
+    label = fields.get("label")
+    return parse(fields.get("cls") if label is None else label)
 
 
 class Table:
@@ -135,7 +133,7 @@ def read_table(folder: Path) -> Table | None:
             raise UserError(
                 f"{path} must name the classes, each once, in UTF-8; byte {error.start:,} is none"
             ) from error
-        names = _of_json_table(text) if path.suffix == ".json" else text.splitlines()
+        names = _of_json_table(text) if path.suffix == ".json" else text.rstrip().splitlines()
         names = names and [entry.strip() for entry in names]
         if not names or len(set(names)) < len(names) or "\0" in text:
             raise UserError(

@@ -58,7 +58,7 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
       ShardError: where the file is damaged or cut short.
     """
     position, long_name, long_link, long_size = 0, None, None, None
-    known = _Known()
+    known, sparse = _Known(), False
     while position < length:
         header = pread(_BLOCK, position)
         if not header.strip(b"\0"):  # an end mark, or padding before another archive
@@ -83,6 +83,7 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
                 fields.get(b"path", long_name),
                 fields.get(b"linkpath", long_link),
             )
+            sparse = any(field.startswith(b"GNU.sparse.") for field in fields)
             if b"size" in fields:
                 long_size = _decimal(fields[b"size"])
         elif kind != _PAX_GLOBAL:
@@ -91,7 +92,10 @@ def members(pread: Callable[[int, int], bytes], length: int) -> Iterator[Member 
             name = long_name or (prefix + b"/" + name if prefix else name)
             link, long_name, long_link = long_link, None, None
             text = name.decode("utf-8", "surrogateescape")
-            if kind in b"0\0" + b"7":
+            if sparse:  # its content begins with a map of the holes
+                sparse = False
+                yield Unusable(text, "sparse members, which are no plain files")
+            elif kind in b"0\0" + b"7":
                 known.add(name, start, size)
                 yield Member(text, start, size)
             elif kind in (_HARD_LINK, _SYMBOLIC_LINK):
@@ -134,28 +138,6 @@ def _after_zeros(pread: Callable[[int, int], bytes], position: int, length: int)
             return position + (len(block) - len(rest)) // _BLOCK * _BLOCK
         position += len(block) or length
     return length
-
-
-def _found(
-    kind: bytes, name: bytes, link: bytes, place: tuple[int, int], known: dict
-) -> Iterator[Member | Unusable]:
-    text = name.decode("utf-8", "surrogateescape")
-    if kind in b"0\0" + b"7":
-        known[posixpath.normpath(name)] = place
-        yield Member(text, *place)
-    elif kind in (_HARD_LINK, _SYMBOLIC_LINK):
-        # The target of a symbolic link is relative to its own folder; of a hard link, to the root.
-        folder = posixpath.dirname(name) if kind == _SYMBOLIC_LINK else b""
-        target = posixpath.normpath(posixpath.join(folder, link))
-        if target in known:
-            known[posixpath.normpath(name)] = known[target]
-            yield Member(text, *known[target])
-        else:
-            yield Unusable(text, "links to what the shard does not hold before them")
-    elif kind != _FOLDER:
-        yield Unusable(
-            text, f"members of type {kind.decode('latin-1')!r}, which are no plain files"
-        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ name that comes again in one shard begins another sample, called `7#2`.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ def samples(
     """
     groups: dict[str, _Group] = {}
     order: list[_Group] = []
+    again: Counter[str] = Counter()  # how often a name began a sample
     found: list[Sample] = []
     for file in files:
         if isinstance(file, Unusable):
@@ -72,13 +74,26 @@ def samples(
         name = folder + slash + stem
         group = groups.get(name)
         if group is None or rest in group.files:
-            again = sum(other.name.partition("#")[0] == name for other in order) if group else 0
-            group = _Group(f"{name}#{again + 1}" if group else name)
+            again[name] += 1
+            group = _Group(name if again[name] == 1 else f"{name}#{again[name]}")
             groups[name] = group
             order.append(group)
         group.files[rest] = file
     for group in order:
         found += _of_group(group, companions, left_out, where)
+    return _named_apart(found)
+
+
+def _named_apart(found: list[Sample]) -> list[Sample]:
+    """Samples whose keys differ: `a.b.jpg` and `a.b.png` would both be called a.b."""
+    taken: set[str] = set()
+    for i, sample in enumerate(found):
+        key, number = sample.key, 2
+        while key in taken:
+            key, number = f"{sample.key}#{number}", number + 1
+        taken.add(key)
+        if key != sample.key:
+            found[i] = sample._replace(key=key)
     return found
 
 
@@ -90,7 +105,8 @@ def _of_group(
         _count_foreign(group, left_out, where)
         return []
     plain = [rest for rest in images if "." not in rest]
-    used = plain[:1] or images
+    # A number is no part of a sample, as `seg` or `left` are: 1.png, 1.5.png, 1.75.png.
+    used = plain[:1] + [rest for rest in images if _is_number(rest)] if plain else images
     for rest in images:
         if rest not in used:
             left_out.add(FURTHER, f"{where}/{group.files[rest].name}")
@@ -102,6 +118,12 @@ def _of_group(
         shared = _companion(group, "", companions) if own is None and stem else own
         found.append(Sample(key, group.files[rest], shared))
     return found
+
+
+def _is_number(rest: str) -> bool:
+    """Whether what follows the first dot is digits before the ending: 5.png, 00.07.png."""
+    stem = os.path.splitext(rest)[0] if "." in rest else ""
+    return stem.replace(".", "").isdecimal()
 
 
 def _companion(group: _Group, start: str, companions: Sequence[str]) -> tuple[int, Member] | None:

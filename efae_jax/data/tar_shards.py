@@ -31,7 +31,7 @@ from efae_jax.paths import is_remote, printable
 
 log = logging.getLogger(__name__)
 SHARDS_AT_A_TIME = 16
-LOOKS = 4  # labels of a shard, by which it shows that labels are texts
+LOOKS = 256  # labels of a shard, by which it shows that labels are texts
 _NUMBERS = 6  # of a sample in `_where`
 
 
@@ -125,7 +125,11 @@ class TarShards:
         try:
             with opened(path) as (pread, length):
                 found.extend(members(pread, length))
-        except (ShardError, OSError) as problem:
+        except IsADirectoryError:
+            error = ShardError(f"it is a folder; give its shards: '{path}/*.tar'")
+        except OSError as problem:
+            error = ShardError(problem.strerror or str(problem))
+        except ShardError as problem:
             error = problem
         keys, where, unsigned = [], array("q"), {}
         for sample in samples(found, self.companions, left_out, os.path.basename(path)):
@@ -177,14 +181,18 @@ class TarShards:
         if self._remote is not None or ".cls" not in self.companions:
             return Table()
         beside = labels.read_table(Path(self.files[0]).parent)
-        if beside is not None:
-            return beside
         some = [i for first, last in self._ranges() for i in _spread(first, last, LOOKS)]
         if not any(self._label(i).text for i in some):
-            return Table()
+            return beside or Table()
         everything = track(range(len(self)), len(self), "reading labels", " labels", transient=True)
         found = [self._label(i) for i in everything]
         texts, numbers = (sum(bool(label[place]) for label in found) for place in (1, 0))
+        if beside is not None:
+            lacking = "labels that the table of class names lacks (numbered 0)"
+            for i, label in enumerate(found):
+                if beside.numbered(label).text:
+                    self.left_out.add(lacking, f"{label.text!r} of {self.key(i)}")
+            return beside
         example = next(self.key(i) for i, label in enumerate(found) if label.text)
         if numbers:
             self.left_out.add(
@@ -251,7 +259,13 @@ def open_tar_shards(config: Any, split: str):
     if source.table.names and expand(other):
         # One table for both splits, so that a class has one number in both.
         names = _opened(other, config.max_bad).table.names
-        source.table = Table(sorted({*source.table.names, *names}))
+        if not names:  # the other's are numbers, with which those of texts must not be mixed
+            source.left_out.add(
+                "labels that are texts, where the other split's are not (numbered 0)",
+                source.key(0),
+                len(source),
+            )
+        source.table = Table(sorted({*source.table.names, *names}) if names else ())
     return source
 
 
