@@ -54,10 +54,11 @@ def evaluate(folder):
     networks.read_lpips = nothing
     networks.FrechetFeatures = CornerMeans
     networks.read_inception = lambda source: {"weight": np.float32(0.1)}
+    (folder / "weights.pth").touch()
     evaluate(
         str(folder / "train"),
         folder / "evaluate",
-        settings=Settings(batch_size=8, pictures=2, inception="weights.pth"),
+        settings=Settings(batch_size=8, pictures=2, inception=str(folder / "weights.pth")),
         data=str(folder / "images"),
     )
 

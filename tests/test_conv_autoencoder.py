@@ -357,6 +357,6 @@ def test_every_field_of_a_model_is_read(kind):
             return value
 
     build_autoencoder(Spy(config, ""))
-    of_the_record = {"model.source", "model.stored"}
+    of_the_record = {"model.source", "model.stored", "model.missing"}
     for part in ("model", "group", "latent"):
         assert {f"{part}.{name}" for name in config[part]} - seen - of_the_record == set()

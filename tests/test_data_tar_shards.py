@@ -166,7 +166,7 @@ def test_indexing_shows_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "LINE_EVERY", -1.0)
     assert len(shards(tmp_path / "*.tar", test_fraction=0.0)) == 3
     lines = out.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"indexing: {i}/3 shards" for i in range(3)]
+    assert [line.split("  ")[0] for line in lines] == [f"indexing: {i}/3 shards" for i in (1, 2)]
 
 
 def test_an_error_is_told_after_the_bar_of_indexing(tmp_path, monkeypatch):

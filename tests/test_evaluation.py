@@ -203,10 +203,10 @@ def test_what_was_read_is_told_also_after_a_stop(kl, tmp_path, no_networks, monk
     ((kind, entry),) = kinds.items()
     assert kind.startswith("unreadable (")
     assert entry["count"] == count > 0
-    assert entry["example"].split(" ")[0].endswith(".png")
+    assert entry["example"].split(":")[0].endswith(".png")
     printed = capsys.readouterr().out
     assert f"used {8 - count} of 9 images; left out" in printed
-    assert f"  {count} unreadable (" in printed
+    assert f"{kind}: {count} (" in printed
     # Where all images were seen before, and only the files are missing, nothing is compiled.
     assert run(kl, tmp_path / "out", folder, num_images=8, seed=2)["data"]["read"] == read
     assert len(seen) == 1
@@ -275,8 +275,8 @@ def test_numbers_that_are_not_finite_are_named(images, tmp_path, no_networks):
     workdir = save(tmp_path / "kl", config)
     whole = efae_jax.load
 
-    def broken(*arguments):
-        model = whole(*arguments)
+    def broken(*arguments, **options):
+        model = whole(*arguments, **options)
         kernel = model.params["decoder"]["conv_out"]["kernel"]
         model.params["decoder"]["conv_out"]["kernel"] = kernel * np.nan
         return model

@@ -79,7 +79,7 @@ def test_ldm():
     numbers = golden("ldm_autoencoder_kl")
     model, read = imported("ldm_autoencoder_kl")
     assert read.format == "ldm"
-    assert "--scaling-factor" in read.notes[0]
+    assert "--scaling-factor" in read.asks
     posterior = jax.jit(model.posterior)(read.params, numbers["in/x"])
     moments = np.concatenate([posterior.mean, posterior.log_variance], axis=-1)
     assert_close(moments, numbers["out/moments"])
