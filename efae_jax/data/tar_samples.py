@@ -3,9 +3,10 @@
 Files of one folder and one name up to the first dot belong together, wherever they lie in the
 shard, as in webdataset: `7.jpg`, `7.cls`, `7.json`. `7.seg.png` beside `7.jpg` is another picture
 of that sample, and is not its image. Where no image has the plain name, the dots are part of the
-names, and every image is a sample of its own: `shot at 10.00.07.png`, `shot at 10.00.08.png`. Files
-of the name up to the last dot belong to that image, those of the name up to the first to all. A
-name that comes again in one shard begins another sample, called `7#2`.
+names, and every image is a sample of its own: `shot at 10.00.07.png`, `shot at 10.00.08.png`. So it
+is where a number follows the dot: `7.5.png` beside `7.png`. Files of the name up to the last dot
+belong to that image, those of the name up to the first to all. A name that comes again in one
+shard begins another sample, called `7#2`.
 """
 
 from __future__ import annotations
