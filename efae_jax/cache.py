@@ -28,6 +28,7 @@ from efae_jax.data.transforms import MAX_PIXELS, fit
 from efae_jax.errors import RunError, UserError
 from efae_jax.extract import TEXT_LABELS, keep_settings
 from efae_jax.logs import make_output_folder, say, track
+from efae_jax.paths import printable
 
 FORMATS = ("raw", "png", "jpeg")
 CROPS = ("none", "center")
@@ -237,7 +238,7 @@ class _Writer:
         image = self.settings.stored(record["image"], self.max_pixels)
         text = {"label_text": record["label_text"]} if "label_text" in record else {}
         if text:
-            self.texts.append(self.source.key(index))
+            self.texts.append(printable(self.source.key(index)))
         return {"image": image, "label": record["label"], "key": self.source.key(index), **text}
 
     def report(self) -> int:

@@ -154,6 +154,7 @@ class Extractor:
             raise RunError(f"{self.out} lacks {len(missing)} of {len(shards)} shards")
         total, counts, texts = ChannelStatistics(self.shape[-1]), [], 0
         unreadable: dict[str, str] = {}
+        text_of = ""
         for number in shards:
             with np.load(self._statistics_path(number), allow_pickle=False) as arrays:
                 if "indices" not in arrays:
@@ -167,17 +168,16 @@ class Extractor:
                 reasons = arrays["reasons"].tolist() if "reasons" in arrays else len(names) * [""]
                 unreadable |= dict(zip(names, reasons, strict=True))
                 texts += int(arrays["texts"]) if "texts" in arrays else 0
+                text_of = text_of or (str(arrays["text_of"]) if "text_of" in arrays else "")
         if not total.count:
             raise RunError(
                 f"none of the {len(self.source)} images could be read; the first: "
                 + "; ".join(f"{printable(n)} ({why})" for n, why in [*unreadable.items()][:3])
             )
         found = account(self.source, unreadable)
-        if texts:
-            found["left_out"][TEXT_LABELS] = {
-                "count": texts,
-                "example": "a table (classes.txt beside the data) would number them",
-            }
+        known = any(kind.startswith("labels that") for kind in found["left_out"])
+        if texts and not known:  # what a source says as it opens is said once
+            found["left_out"][TEXT_LABELS] = {"count": texts, "example": text_of}
         quantiles, pooled = total.quantiles(FRACTIONS), total.pooled_quantiles(FRACTIONS)
         names = [str(fraction) for fraction in FRACTIONS]
         summary = {
@@ -211,10 +211,9 @@ class Extractor:
         statistics = ChannelStatistics(self.shape[-1])
         unreadable: dict[str, str] = {}
         indices: list[int] = []
-        texts = 0
+        texts: list[str] = []
 
         def records() -> Iterator[dict[str, Any]]:
-            nonlocal texts
             for batch, z in self._encoded(number, unreadable):
                 for row in np.flatnonzero(batch["mask"]):
                     index = int(batch["index"][row])
@@ -226,7 +225,7 @@ class Extractor:
                     record = {"latent": z[row], "label": label, "key": key, "index": index}
                     if text := batch["label_text"][row].decode("utf-8", "ignore"):
                         record["label_text"] = text
-                        texts += 1
+                        texts.append(printable(f"{text!r} of {key}"))
                     yield record
                 statistics.add(z[batch["mask"]])
                 done(int((batch["index"] >= 0).sum()))
@@ -331,7 +330,7 @@ class Extractor:
         statistics: ChannelStatistics,
         indices: list[int],
         unreadable: dict[str, str],
-        texts: int,
+        texts: list[str],
     ) -> None:
         path = self._statistics_path(number)
         temporary = path.with_name(f".{path.name}.partial")
@@ -341,7 +340,8 @@ class Extractor:
                 indices=np.array(indices, np.int64),
                 unreadable=np.array([*unreadable], str),
                 reasons=np.array([*unreadable.values()], str),
-                texts=texts,
+                texts=len(texts),
+                text_of=next(iter(texts), ""),
                 **statistics.arrays(),
             )
         temporary.replace(path)

@@ -125,8 +125,9 @@ def hold_out(source: Source, split: str, test_fraction: float) -> Source:
     if not indices:
         raise EmptySplitError(
             f"data: none of the {len(source)} images falls to split {split!r} with "
-            f"data.test_fraction={test_fraction}; choose another fraction (--test-fraction), "
-            "--split all for every image, or give the source separate train and test parts"
+            f"data.test_fraction={test_fraction}; choose another fraction "
+            "(--config.data.test_fraction in training, else --test-fraction), --split all for "
+            "every image outside training, or give the source separate train and test parts"
         )
     left_out = source.left_out.copy()
     if len(indices) < len(source):
