@@ -133,7 +133,7 @@ def test_what_is_no_work_directory_says_so(tmp_path, capsys):
         assert main(call) == 2
         assert "holds no checkpoint; train first" in capsys.readouterr().err
     assert main(["import", str(run), str(tmp_path / "new")]) == 2
-    assert "work directory of efae_jax: it needs no import" in capsys.readouterr().err
+    assert "work directory of efae_jax, which needs no import" in capsys.readouterr().err
 
 
 def test_a_stop_by_the_keyboard_is_one_line(tmp_path, capsys, monkeypatch):
