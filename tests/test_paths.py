@@ -14,14 +14,14 @@ from efae_jax.paths import printable, user_path, workdir_path
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/nowhere")
 
 
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ("~", "/home/me"),
-        ("~/x/y", "/home/me/x/y"),
+        ("~", "/nowhere"),
+        ("~/x/y", "/nowhere/x/y"),
         ("x/~/y", "x/~/y"),
         ("./~", "./~"),
         ("file:///a%20b/c", "/a b/c"),
@@ -77,7 +77,7 @@ def options():
 @pytest.mark.parametrize("action", list(options()))
 def test_every_option_that_is_a_path_is_read_as_one(action):
     if action.type in PATH_TYPES:
-        assert str(action.type("~/x")) == "/home/me/x"
+        assert str(action.type("~/x")) == "/nowhere/x"
         with pytest.raises(argparse.ArgumentTypeError, match="there is no user"):
             action.type("~no-such-user/x")
         if action.type is not commands._file:
@@ -91,7 +91,7 @@ def test_every_option_that_is_a_path_is_read_as_one(action):
 
 
 def test_work_directories_and_configs():
-    assert str(workdir_path("~/runs")) == "/home/me/runs"
-    assert main_program._expanded("--config=~/c.py:smoke") == "--config=/home/me/c.py:smoke"
+    assert str(workdir_path("~/runs")) == "/nowhere/runs"
+    assert main_program._expanded("--config=~/c.py:smoke") == "--config=/nowhere/c.py:smoke"
     assert main_program._expanded("--config=configs/efae.py") == "--config=configs/efae.py"
     assert main_program._expanded("--config.data.path=~/x") == "--config.data.path=~/x"

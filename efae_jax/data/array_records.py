@@ -26,7 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from efae_jax.data import labels
 from efae_jax.data.bad_image import BadImageError
-from efae_jax.data.labels import Table
+from efae_jax.data.labels import Table, Tabled
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.splits import Source, files_of, hold_out, with_absent
 from efae_jax.errors import UserError
@@ -161,7 +161,7 @@ def _tf_example(data: bytes) -> dict[str, Any] | None:
     return found or None
 
 
-class ArrayRecords:
+class ArrayRecords(Tabled):
     """The records of several files, one file after the other.
 
     Args:
@@ -189,16 +189,6 @@ class ArrayRecords:
         file, position = self._locate(index)
         record = read_image(self._readers[file][position])
         return {"image": record["image"], **self.table.record(labels.parse(record["label"]))}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the labels, by number; empty where nothing beside the files names them."""
-        return self.table.names
-
-    @property
-    def num_classes(self) -> int:
-        """As many as there are names; 0 where the source does not tell."""
-        return len(self.table.names)
 
     def key(self, index: int) -> str:
         file, position = self._locate(index)

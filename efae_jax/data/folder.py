@@ -16,7 +16,7 @@ from efae_jax.data.image_types import (
 )
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
-from efae_jax.data.splits import ALL, Joined, Source, hold_out
+from efae_jax.data.splits import Source, hold_out
 from efae_jax.errors import UserError
 from efae_jax.logs import waiting
 from efae_jax.paths import is_remote, printable, user_path
@@ -183,7 +183,7 @@ def open_folder(config: Any, split: str) -> Source:
     if len(files) == 1:
         return hold_out(source(roots["train"]), split, config.test_fraction)
     _count_beside(roots, left_out)
-    return Joined([*map(source, files)]) if split == ALL else source(roots[split])
+    return source(roots[split])
 
 
 def no_image(root: str, left_out: LeftOut) -> str:

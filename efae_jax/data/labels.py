@@ -103,6 +103,26 @@ class Table:
         return {"label": number, "label_text": text} if text else {"label": number}
 
 
+class Tabled:
+    """A data source whose classes a table names.
+
+    Attributes:
+      table: of the class names.
+    """
+
+    table: Table
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels, by number; empty where the labels are numbers, or there are none."""
+        return self.table.names
+
+    @property
+    def num_classes(self) -> int:
+        """As many as there are names; 0 where the source does not tell."""
+        return len(self.table.names)
+
+
 def table_of(labels: Iterable[Label]) -> Table:
     """The table of the texts among labels, sorted; none where they are too many for classes."""
     names: set[str] = set()

@@ -48,7 +48,7 @@ def make_source(config: Any, split: str) -> Source:
         return open_pairs(config, split)
     _check_name(config.source)
     open_source = SOURCES[config.source]
-    if split == ALL and has_splits(config) and config.source != "folder":
+    if split == ALL and has_splits(config):
         return Joined([open_source(config, name) for name in SPLITS])
     return open_source(config, split)
 

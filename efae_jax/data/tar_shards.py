@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from efae_jax.data import labels
 from efae_jax.data.image_types import is_unsigned, listed_extensions, stored
-from efae_jax.data.labels import Label, Table
+from efae_jax.data.labels import Label, Table, Tabled
 from efae_jax.data.left_out import LeftOut
 from efae_jax.data.remote import Remote
 from efae_jax.data.splits import expand, files_of, hold_out, with_absent
@@ -47,7 +47,7 @@ class _Index(NamedTuple):
     error: Exception | None
 
 
-class TarShards:
+class TarShards(Tabled):
     """The samples of several shards, one shard after the other.
 
     A shard that is damaged or cut short is named in a warning, and its samples up to there are
@@ -100,16 +100,6 @@ class TarShards:
                 f"'{printable(files[0])}'{found}; allowed members: {listed_extensions()}"
             )
         self.table = self._table() if table is None else table
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the labels, by number; empty where the labels are numbers, or there are none."""
-        return self.table.names
-
-    @property
-    def num_classes(self) -> int:
-        """As many as there are names; 0 where the source does not tell."""
-        return len(self.table.names)
 
     def _indices(self) -> Iterator[_Index]:
         """Of each shard, in order; on object storage, of many at a time."""
