@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
     c.data.data_dir = ""  # where tfds data sets are prepared; empty: its own default
     c.data.size = (32, 32)  # height, width
     c.data.channels = 3  # 3: RGB, 1: grey
-    # Of training images: random, center, mixed (half at their own size), or zoom (a square of
-    # 0.5 to 1 times the shorter side, anywhere).
+    # Of training images: random, center, native (the centre at the image's own resolution), mixed
+    # (half at their own), or zoom (a square of 0.5 to 1 times the shorter side, anywhere).
     c.data.crop = "random"
     c.data.flip = False  # mirror half of the training images
     c.data.pad = 0  # black pixels on every side, within `size`

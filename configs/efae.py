@@ -5,8 +5,8 @@
 | variant | what | machine |
 |---|---|---|
 | quickstart | built-in images at 32x32, latent 8x8x16, Z2 x Z2 | 2 CPU cores, 10 minutes |
-| mnist | the original's MNIST setting | one GPU (not measured) |
-| cifar10 | the original's CIFAR-10 setting | one GPU (not measured) |
+| mnist | the original's MNIST setting, start of the parameters included | one GPU (not measured) |
+| cifar10 | the original's CIFAR-10 setting, likewise | one GPU (not measured) |
 | folder256 | a folder of images at 256x256, latent 32x32x16, Z2 x Z2 | 80 GB GPU (not measured) |
 | rotation | built-in images, C4 with a RoPE-like representation | 2 CPU cores |
 | smoke | everything small, for a look and for tests | a laptop |
@@ -40,6 +40,7 @@ def _efae(c: ConfigDict) -> None:
 
     c.model = ConfigDict()
     c.model.kind = "flow"
+    c.model.start = "flax"  # or pytorch, of the original networks
     c.model.encoder = ConfigDict()
     c.model.encoder.kind = "conv"  # conv or original
     c.model.encoder.latent_channels = 8
@@ -94,7 +95,9 @@ def _quickstart(c: ConfigDict) -> None:
 
 
 def _original(c: ConfigDict) -> None:
+    c.dtype = "float32"
     c.data.source = "tfds"
+    c.model.start = "pytorch"
     c.model.encoder.kind = "original"
     c.model.encoder.latent_channels = 256
     c.model.velocity.kind = "original"
@@ -109,6 +112,7 @@ def _original(c: ConfigDict) -> None:
     c.optim.schedule = "constant"
     c.optim.clip = 0.0
     c.data.crop = "center"
+    c.ema.decay = 0.0
     c.eval.steps = 50
     c.eval.guidance = 2.0
     c.eval.batch_size = 256

@@ -45,6 +45,7 @@ def add_autoencoder(c: ConfigDict, kind: str) -> None:
         c.model.variant = "taef1"  # taesd, taesdxl, taesd3, taef1, taef2, taesana
         c.model.missing = ""  # encoder or decoder, of one half alone
         return
+    c.model.start = "flax"  # of what is trained from scratch: flax or pytorch
     c.model.widths = (128, 256, 512, 512)  # per level, from the image inwards
     c.model.decoder_widths = ()  # empty: as widths
     c.model.blocks = 2  # per level of the encoder

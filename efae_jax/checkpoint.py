@@ -50,6 +50,9 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.max_bad",
 )
+# Fields that runs did not have before some version, and what those runs did. A list that is empty
+# does nothing in any case.
+DONE_BEFORE = {"model.start": "flax", "loss.gan_in_discriminator": 0.0}
 
 
 class Checkpoints:
@@ -390,8 +393,8 @@ def check_config(workdir: epath.PathLike, config: dict) -> None:
     changed = [
         f"config.{name}: {old!r} there, {new!r} given"
         for name, old, new in differences(read_config(workdir), config)
-        # A list that no run had when this one started, and that is empty, changes nothing.
-        if not name.startswith(MAY_CHANGE) and not (old is None and new == [])
+        if not name.startswith(MAY_CHANGE)
+        and not (old is None and (new == [] or DONE_BEFORE.get(name) == new))
     ]
     if changed:
         raise UserError(

@@ -36,10 +36,14 @@ def normalise_gradient(x: Array, kind: str, weight: Float[Array, ""] | float = 1
     With a single example "elementwise" is the sign of g.
 
     Inside `jax.jit` the batch is the global batch, however it is sharded: the result does
-    not depend on the number of devices. The original program normalises by the norm of each
-    process's own batch (the later one averages these norms over processes) and then averages
-    the parameters' gradients over its D processes: what reaches the optimiser is about
-    sqrt(D) times less than here, beside terms that are not normalised.
+    not depend on the number of devices. Under gradient accumulation it is each part, which is
+    how a recipe keeps the size of the batch that it normalises over. The original program
+    normalises by the norm of each process's own batch (the later one averages these norms over
+    processes). It calls encoder and decoder past its wrapper for data-parallel training, so that
+    their gradients are never averaged over processes: each trains a copy of its own on its own
+    batches, and the first one's is saved. Where the gradients of a batch's examples agree, an
+    element's norm grows like the square root of their number, and so does its pull beside terms
+    that are not normalised.
 
     1e-8 is the original's: it leaves a gradient of zeros zero and does not amplify what
     rounding leaves of one. It is meant for losses that are means over the batch and over

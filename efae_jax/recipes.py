@@ -1,9 +1,11 @@
-"""AuraEquiVAE's two training recipes, as plain data: they are never mixed unnoticed.
+"""AuraEquiVAE's training recipes, as plain data: they are never mixed unnoticed.
 
-"released" is the program that trained the released model, "later" what its repository became.
-Each gives the allowed values of fields of a config, the first of them being the preset: the terms
-of the losses and the treatment of the latent. Data and optimisers are the variants' own.
-`config.loss.recipe = "custom"` allows anything.
+"released" is the program that trained the released model (vqgan-training at 03e0440), "later" what
+its repository became (379fe36). Each gives the allowed values of fields of a config, the first of
+them being the preset: the terms of the losses, the treatment of the latent, and what encoder and
+decoder see of an image. "first_stage" is "released" without its GAN: the released model's run went
+on from one. Sizes and optimisers are the variants' own. `config.loss.recipe = "custom"` allows
+anything.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ RECIPES: dict[str, dict[str, tuple[Any, ...]]] = {
         "loss.gan": (1.0,),
         "loss.gan_loss": ("thresholded",),
         "loss.gan_start": (20,),
+        # The program does not clear the discriminator's gradient behind the generator's loss.
+        "loss.gan_in_discriminator": (1.0,),
         "loss.reconstruction": ("pooled", "low_pass"),
         "loss.reconstruction_weight": (0.2,),
         "loss.discriminator": ("released",),
@@ -26,6 +30,9 @@ RECIPES: dict[str, dict[str, tuple[Any, ...]]] = {
         "latent.noise": ("multiplicative",),
         "latent.noise_size": (0.1,),
         "latent.penalty": (1.0,),
+        "data.crop": ("native",),
+        "data.flip": (False,),
+        "crop.rate": (0.0,),
     },
     "later": {
         "loss.gradient": ("global",),
@@ -33,6 +40,7 @@ RECIPES: dict[str, dict[str, tuple[Any, ...]]] = {
         "loss.gan": (1.0,),
         "loss.gan_loss": ("bce", "hinge"),
         "loss.gan_start": (0,),
+        "loss.gan_in_discriminator": (0.0,),
         "loss.reconstruction": ("none",),
         "loss.reconstruction_weight": (0.0,),
         "loss.discriminator": ("later",),
@@ -42,7 +50,14 @@ RECIPES: dict[str, dict[str, tuple[Any, ...]]] = {
         "latent.noise": ("none",),
         "latent.noise_size": (0.0,),
         "latent.penalty": (0.1,),
+        "data.crop": ("mixed",),
+        "data.flip": (True,),
+        "crop.rate": (0.0, 0.5),
     },
+}
+RECIPES["first_stage"] = RECIPES["released"] | {
+    "loss.gan": (0.0,),
+    "loss.gan_in_discriminator": (0.0,),
 }
 
 

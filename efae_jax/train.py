@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from efae_jax.errors import RunError
 from efae_jax.interrupts import Requests, deferred
 from efae_jax.logs import MetricWriter, TrainProgress, say
 from efae_jax.methods import complete_config
+from efae_jax.methods.base import Weighted
 from efae_jax.optim import make_schedule
 from efae_jax.paths import workdir_path
 from efae_jax.run import Run, judge
@@ -257,9 +257,15 @@ def _collect(done: list[tuple[int, Any]]) -> dict[str, float]:
     for step, figures in zip(steps, values, strict=True):
         # A loss first: it is what a user looks for.
         for name, value in sorted(figures.items(), key=lambda f: not f[0].endswith("/loss")):
-            if not math.isfinite(value):
+            if not np.all(np.isfinite(value)):
                 raise RunError(
                     f"{name} is {value} at step {step}; nothing was saved after it. Lower "
                     "config.optim.lr, or set config.optim.clip or config.dtype='float32'"
                 )
-    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    means = {name: np.mean([v[name] for v in values], axis=0) for name in values[0]}
+    for name, value in values[0].items():
+        if isinstance(value, Weighted):
+            weighted, weight = means.pop(name)
+            if weight > 0:
+                means[name] = weighted / weight
+    return {name: float(mean) for name, mean in means.items()}

@@ -15,7 +15,7 @@ from efae_jax.errors import UserError
 from efae_jax.logs import say
 
 # Fields of `config.model` that do not change what it computes; those of `config.latent` that do.
-MODEL_RECORD = ("source", "stored", "diffusers", "shrink", "batches")
+MODEL_RECORD = ("source", "stored", "diffusers", "shrink", "batches", "start")
 UNITS = ("scaling", "shift", "mean", "std")
 PACKED = ("patch", "variance", "eps")
 # Fields that models saved before there were such do not have.

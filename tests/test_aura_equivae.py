@@ -231,7 +231,7 @@ def test_plans_follow_from_seed_and_step():
         ({"crop__sides": (0.3,)}, "from 0.375 to below 1"),
         ({"crop__sides": (0.6,)}, "whole positions"),
         ({"crop__sides": ()}, "config.crop.rate=0.5"),
-        ({"loss__recipe": "mine"}, "released, later, custom"),
+        ({"loss__recipe": "mine"}, "released, later, first_stage, custom"),
         ({"loss__reconstruction": "l2"}, "none, pooled, low_pass, l1"),
         ({"loss__gradient": "sign"}, "none, elementwise, global"),
         ({"latent__penalty": -1.0}, "latent.penalty=-1.0"),

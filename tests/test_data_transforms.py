@@ -1,5 +1,6 @@
 """Every image a file can hold becomes the right uint8 array."""
 
+import io
 import struct
 import zlib
 from random import Random
@@ -170,6 +171,41 @@ def test_mixed_crops_take_half_of_the_images_at_their_own_size():
     for seed in range(8):
         expected = rgb(image, Transform((11, 11), crop="random"), seed)
         np.testing.assert_array_equal(rgb(image, small, seed), expected)
+
+
+@pytest.mark.parametrize(
+    ("side", "asked", "first", "black"),
+    [
+        # Of torchvision's CenterCrop: round((side - asked) / 2), halves to even; (asked - side)//2
+        # black lines before an image that is smaller.
+        (12, 12, 0, 0),
+        (12, 6, 3, 0),
+        (13, 12, 0, 0),
+        (11, 8, 2, 0),
+        (13, 8, 2, 0),
+        (5, 8, 0, 1),
+        (6, 8, 0, 1),
+    ],
+)
+def test_native_crops_are_the_centre_of_the_image_as_it_is(side, asked, first, black):
+    x = np.asarray(picture(0, side, side)) // 2 + 100
+    expected = np.zeros((asked, asked, 3), np.uint8)
+    inside = slice(black, black + min(side, asked))
+    part = slice(first, first + min(side, asked))
+    expected[inside, inside] = x[part, part]
+    for image in (x, Image.fromarray(x), encoded(Image.fromarray(x))):
+        native = Transform((asked, asked), crop="native")
+        np.testing.assert_array_equal(rgb(image, native), expected)
+    # Each side by itself.
+    one = rgb(Image.fromarray(x), Transform((side, asked), crop="native"))
+    np.testing.assert_array_equal(one[:, inside], x[:, part])
+
+
+def test_native_crops_see_all_pixels_of_a_large_jpeg():
+    image = picture(0, 96, 96)
+    whole = np.asarray(Image.open(io.BytesIO(encoded(image, "JPEG", quality=95))))
+    cut = rgb(encoded(image, "JPEG", quality=95), Transform((8, 8), crop="native"))
+    np.testing.assert_array_equal(cut, whole[44:52, 44:52])
 
 
 def test_zoomed_crops_are_half_to_all_of_the_shorter_side_anywhere():

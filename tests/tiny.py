@@ -23,9 +23,10 @@ def tiny_aura(recipe="custom", **overrides):
             config.data.size = (8, 8)
             config.loss.recipe = "custom"
             config.loss.gradient = "none"
-            config.loss.lpips = config.loss.gan = 0.0
+            config.loss.lpips = config.loss.gan = config.loss.gan_in_discriminator = 0.0
             config.loss.reconstruction, config.loss.reconstruction_weight = "l1", 1.0
             config.latent.penalty = 1e-3
+            config.crop.rate = 0.5
         else:
             recipes.apply(config, recipe)
         config.model.widths = (4, 8)

@@ -22,7 +22,7 @@ from efae_jax.data.labels import parse
 from efae_jax.data.pixel_values import is_deep, to_eight_bits
 from efae_jax.errors import UserError
 
-CROPS = ("random", "center", "mixed", "zoom")
+CROPS = ("random", "center", "native", "mixed", "zoom")
 ZOOM = (0.5, 1.0)  # least and largest share of the shorter side
 MAX_PIXELS = 80_000_000  # of an image that is decoded, unless told otherwise
 _TEXT = "S512"  # bytes of a label that is text
@@ -46,10 +46,12 @@ class Transform:
     Upright by EXIF, to RGB or grey (transparency over white), shorter side resized (bicubic,
     antialiased) and the rest cropped, flipped, padded.
 
-    size: (height, width) of the result. channels: 1 or 3. crop: 'random', 'center'; 'mixed':
-    half of the images are cropped at their own resolution, anywhere, where they are large enough;
-    or 'zoom': a part of the result's shape anywhere, 0.5 to 1 times the largest there is, resized
-    by area (bicubic where that enlarges it), as latent-diffusion's training data.
+    size: (height, width) of the result. channels: 1 or 3. crop: 'random', 'center'; 'native': the
+    centre at the image's own resolution, black around an image that is smaller, as torchvision's
+    CenterCrop; 'mixed': half of the images are cropped at their own resolution, anywhere, where
+    they are large enough; or 'zoom': a part of the result's shape anywhere, 0.5 to 1 times the
+    largest there is, resized by area (bicubic where that enlarges it), as latent-diffusion's
+    training data.
     flip: mirror left-right with probability 1/2. pad: black pixels on each side, inside `size`
     (MNIST: size (32, 32), pad 2). max_pixels: an image with more is not decoded.
     """
@@ -91,7 +93,9 @@ class Transform:
     ) -> UInt8[np.ndarray, "H W C"]:
         inner = (self.size[0] - 2 * self.pad, self.size[1] - 2 * self.pad)
         native = self.crop == "mixed" and random.random() < 0.5
-        if native and img.height >= max(inner) and img.width >= max(inner):  # upright or not
+        if self.crop == "native":
+            img = _centre(_decode(img, None), inner)
+        elif native and img.height >= max(inner) and img.width >= max(inner):  # upright or not
             place = (place[0], random.random())
             img = _native_crop(_decode(img, None), inner, place)
         elif self.crop == "zoom":
@@ -307,6 +311,20 @@ def _decode(img: Image.Image, target: tuple[int, int] | None) -> Image.Image:
     how = _UPRIGHT.get(img.getexif().get(_ORIENTATION))
     img = flatten(img)
     return img if how is None else img.transpose(how)
+
+
+def _centre(img: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """The target's size around the image's centre, at its own resolution; black outside it.
+
+    An odd line goes where torchvision's CenterCrop leaves it: halves are rounded to even where it
+    crops, and down where it pads.
+    """
+    height, width = target
+    left, top = (
+        round((there - asked) / 2) if there >= asked else -((asked - there) // 2)
+        for there, asked in ((img.width, width), (img.height, height))
+    )
+    return img.crop((left, top, left + width, top + height))
 
 
 def _native_crop(

@@ -12,9 +12,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from efae_jax import groups, losses, recipes
 from efae_jax.convert.perceptual import read_lpips, read_vgg16
 from efae_jax.errors import UserError
-from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
+from efae_jax.methods.base import (
+    JUDGES_PRECISION,
+    Batch,
+    Context,
+    Method,
+    Outcome,
+    Params,
+    to_float,
+)
 from efae_jax.methods.noise import NOISE_KINDS, perturb
-from efae_jax.models.build import build_autoencoder, compute_dtype
+from efae_jax.models.build import build_autoencoder
 from efae_jax.models.discriminators import VGG_FORMS, VGGPatchDiscriminator, trunk_stages
 from efae_jax.models.functional import Net
 from efae_jax.models.lpips import LPIPS
@@ -51,10 +59,21 @@ class AuraEquiVAE(Method):
     (`losses.normalise_gradient`), which sets the terms' strengths by their weights alone.
     Then the discriminator learns from the same decoded images.
 
-    The original draws g once per batch; here it is drawn per example.
+    The released program does not clear the discriminator's gradient behind the autoencoder's
+    backward pass, so that its discriminator minimises the autoencoder's GAN loss as well, without
+    any normalisation: `config.loss.gan_in_discriminator` times max(0, D(x) - D(x') - 0.1), D(x)
+    constant, from `gan_start` on. The term lifts the logits of decodings, and both logits drift
+    up. The later program clears it.
 
-    `config.loss.recipe` names one of the original's two recipes (`recipes.RECIPES`), or is
-    "custom". With `config.group.in_objective` False, g stays the identity: the control.
+    The original draws g once per batch; here it is drawn per example. The later program updates
+    the discriminator first, so that the autoencoder sees the new one, and LeCam's anchors before
+    its loss; here the autoencoder comes first, and the anchors are those of the step before, as
+    both gradients of the released program are of the old weights. LPIPS and the discriminator
+    compute in float32 whatever `config.dtype` is, as the original's: a normalised gradient would
+    lift their rounding to its own size.
+
+    `config.loss.recipe` names one of the original's recipes (`recipes.RECIPES`), or is "custom".
+    With `config.group.in_objective` False, g stays the identity: the control.
 
     Raises:
       UserError: for a mix of recipes, and for what does not fit; all of it in one line.
@@ -63,7 +82,7 @@ class AuraEquiVAE(Method):
     def __init__(self, config: Any):
         self.config, self.autoencoder = config, build_autoencoder(config)
         _check(config)
-        model, dtype, loss = self.autoencoder, compute_dtype(config.dtype), config.loss
+        model, loss = self.autoencoder, config.loss
         cell = model.shrink * model.factor
         if any(side % cell for side in config.data.size):
             height, width = config.data.size
@@ -75,12 +94,13 @@ class AuraEquiVAE(Method):
         sides = config.crop.sides if config.crop.rate else ()
         self.windows = tuple(_window(fraction, self.whole) for fraction in sides)
         if loss.lpips:
-            self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs, dtype=dtype))
+            self.lpips = Net(lambda rngs: LPIPS("vgg", rngs=rngs), precision=JUDGES_PRECISION)
             self.frozen = {"lpips": self.lpips.abstract}
         if loss.gan:
             self.players = ("autoencoder", "discriminator")
             self.discriminator = Net(
-                lambda rngs: VGGPatchDiscriminator(loss.discriminator, rngs=rngs, dtype=dtype)
+                lambda rngs: VGGPatchDiscriminator(loss.discriminator, rngs=rngs),
+                precision=JUDGES_PRECISION,
             )
 
     def init(self, key: PRNGKeyArray) -> dict[str, Params]:
@@ -195,8 +215,7 @@ class AuraEquiVAE(Method):
                     real = self.discriminator(params["discriminator"], target_BHWC)
                 return losses.generator_loss(fake, config.gan_loss, real)
 
-            started = (context.step >= config.gan_start).astype(jnp.float32)
-            add("gan", gan, config.gan * started)
+            add("gan", gan, config.gan * self._started(context))
             passed = {"target": target_BHWC, "decoded": jax.lax.stop_gradient(decoded_BHWC)}
         statistics = losses.latent_statistics(jax.lax.stop_gradient(clean_BhwC))
         metrics |= {f"latent_{name}": value for name, value in statistics.items()}
@@ -214,6 +233,10 @@ class AuraEquiVAE(Method):
             "logit_fake": fake.mean(),
             "accuracy": losses.discriminator_accuracy(real, fake),
         }
+        if config.gan_in_discriminator:
+            metrics["gan"] = losses.generator_loss(fake, config.gan_loss, real)
+            weight = config.gan_in_discriminator * self._started(context)
+            loss_B = loss_B + weight * metrics["gan"]
         variables = context.variables
         if config.lecam:
             # Against the anchors as the steps before this one left them.
@@ -222,6 +245,10 @@ class AuraEquiVAE(Method):
             anchors = losses.update_anchors(variables["anchors"], real, fake)
             variables = variables | {"anchors": anchors}
         return Outcome(loss_B, metrics, variables, {})
+
+    def _started(self, context: Context) -> Float[Array, ""]:
+        """Whether the autoencoder hears the discriminator: 0 or 1."""
+        return (context.step >= self.config.loss.gan_start).astype(jnp.float32)
 
 
 def cut(
@@ -281,9 +308,10 @@ def _check(config: Any) -> None:
     for name, value, allowed in choices:
         if value not in allowed:
             raise UserError(f"config.{name}={value!r} is not one of {', '.join(allowed)}")
-    weights = ("lpips", "gan", "reconstruction_weight", "lecam", "gan_start")
+    weights = ("lpips", "gan", "gan_in_discriminator", "reconstruction_weight", "lecam")
     numbers = [(f"loss.{name}", loss[name]) for name in weights]
-    numbers += [("latent.penalty", latent.penalty), ("latent.noise_size", latent.noise_size)]
+    numbers += [("loss.gan_start", loss.gan_start), ("latent.penalty", latent.penalty)]
+    numbers.append(("latent.noise_size", latent.noise_size))
     for name, value in numbers:
         if not value >= 0:
             raise UserError(f"config.{name}={value} must be at least 0")
@@ -297,8 +325,9 @@ def _check(config: Any) -> None:
             f"config.loss.recipe={loss.recipe!r} is mixed with other settings: {'; '.join(wrong)}; "
             "give config.loss.recipe='custom' if that is meant"
         )
-    if loss.lecam and not loss.gan:
-        raise UserError(f"config.loss.lecam={loss.lecam} needs a discriminator; see loss.gan")
+    for name in ("lecam", "gan_in_discriminator"):
+        if loss[name] and not loss.gan:
+            raise UserError(f"config.loss.{name}={loss[name]} needs a discriminator; see loss.gan")
     if (loss.reconstruction == "none") != (not loss.reconstruction_weight):
         raise UserError(
             f"config.loss.reconstruction={loss.reconstruction!r} and "

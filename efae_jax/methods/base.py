@@ -12,6 +12,11 @@ Params = dict[str, Any]
 Batch = dict[str, Array]
 
 
+# Of the networks that judge images in training, which are float32: TF32 on a GPU, where the
+# originals have it, and as near on a TPU, whose own choice would round to bfloat16.
+JUDGES_PRECISION = "tensorfloat32"
+
+
 def to_float(image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     """8-bit images to [-1, 1]: u / 127.5 - 1."""
     return image.astype("float32") / 127.5 - 1
@@ -74,18 +79,34 @@ class Context:
     plan: Hashable
 
 
+class Weighted(NamedTuple):
+    """A figure of some of the examples only, or of each by its share.
+
+    Over a batch, its parts, and the steps between two reports it is sum(weighted) / sum(weight):
+    a mean over the examples that it is of, however few of a batch they are. Of no example at all
+    there is no figure.
+
+    Attributes:
+      weighted: value x weight, one per example.
+      weight: at least 0.
+    """
+
+    weighted: Float[Array, " B"]
+    weight: Float[Array, " B"]
+
+
 class Outcome(NamedTuple):
     """What a loss gives.
 
     Attributes:
       loss_B: one value per example; its mean is minimised.
-      metrics: further figures, scalars or one per example.
+      metrics: further figures, scalars, one per example, or `Weighted`.
       variables: those of the context, updated.
       passed: arrays with the examples first, for the players that come after.
     """
 
     loss_B: Float[Array, " B"]
-    metrics: dict[str, Array]
+    metrics: dict[str, Array | Weighted]
     variables: Params
     passed: dict[str, Array]
 

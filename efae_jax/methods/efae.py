@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 from efae_jax import flow, groups, losses
 from efae_jax.errors import UserError
 from efae_jax.methods.base import Batch, Context, Method, Outcome, Params, to_float
+from efae_jax.methods.by_time import by_time
 from efae_jax.methods.noise import NOISE_KINDS, perturb
 from efae_jax.models.build import build_flow_autoencoder
 
@@ -85,4 +86,5 @@ class EFAE(Method):
         matching_B = flow.matching_loss(model.field(params, z), x_BHWC, noise_BHWC, t_B)
         loss_B = matching_B + config.latent.penalty * squares_B
         metrics = {"flow": matching_B, "latent_square": squares_B}
+        metrics |= by_time("flow", matching_B, t_B)
         return Outcome(loss_B, metrics, context.variables, {})

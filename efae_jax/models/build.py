@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,14 +17,17 @@ from efae_jax.models.conv_blocks import PADDINGS
 from efae_jax.models.dit import DiT
 from efae_jax.models.encoder import ConvEncoder, encoder_factor
 from efae_jax.models.flow_autoencoder import FlowAutoencoder
-from efae_jax.models.functional import Net
+from efae_jax.models.functional import Net, Params
 from efae_jax.models.kl import Decoder, Encoder, level_factor
 from efae_jax.models.latent import Normalisation
 from efae_jax.models.original import LATENT_DIM, OriginalDiT, OriginalEncoder
+from efae_jax.models.starts import STARTS, pytorch_start
 from efae_jax.models.taesd import IMAGE_CHANNELS, VARIANTS, TAESDDecoder, TAESDEncoder
 from efae_jax.models.unet import UNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# What the published programs do not leave to PyTorch's modules: AuraEquiVAE and EFAE.
+_KEPT_OF_AURA, _KEPT_OF_ORIGINAL = ("attention.*/out/",), ("^head/linear/", "^patch_embed/bias")
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -95,6 +100,7 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
         "dtype": compute_dtype(config.dtype),
         "remat": config.train.remat,
     }
+    start = build_start(model, () if variational else _KEPT_OF_AURA)
     out_channels = model.latent_channels * (2 if variational else 1)
     return _conv_autoencoder(
         config,
@@ -109,7 +115,8 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
                 level_attention=tuple(getattr(model, "down_attention", ())),
                 rngs=rngs,
                 **common,
-            )
+            ),
+            start,
         ),
         Net(
             lambda rngs: Decoder(
@@ -121,7 +128,8 @@ def build_conv_autoencoder(config: Any) -> ConvAutoencoder:
                 level_attention=tuple(getattr(model, "up_attention", ())),
                 rngs=rngs,
                 **common,
-            )
+            ),
+            start,
         ),
         model.latent_channels,
         factor=level_factor(widths),
@@ -198,15 +206,33 @@ def build_flow_autoencoder(config: Any) -> FlowAutoencoder:
     common = {"dtype": compute_dtype(config.dtype), "remat": config.train.remat}
     encoder = choose("config.model.encoder.kind", model.encoder.kind, ENCODERS)
     velocity = choose("config.model.velocity.kind", model.velocity.kind, VELOCITIES)
+    start = build_start(model, _KEPT_OF_ORIGINAL)
+    if start and (model.encoder.kind, model.velocity.kind) != ("original", "original"):
+        raise UserError(
+            "config.model.start='pytorch' is of the original networks: config.model.encoder.kind "
+            "and config.model.velocity.kind both 'original'"
+        )
     return FlowAutoencoder(
-        Net(lambda rngs: encoder(model.encoder, channels, rngs=rngs, **common)),
-        Net(lambda rngs: velocity(model, channels, rngs=rngs, **common)),
+        Net(lambda rngs: encoder(model.encoder, channels, rngs=rngs, **common), start),
+        Net(lambda rngs: velocity(model, channels, rngs=rngs, **common), start),
         build_representation(config, model.encoder.latent_channels),
         learned=config.group.learned or None,
         clamp=_clamp(config),
         normalisation=build_normalisation(config),
         factor=latent_factor(model.encoder),
     )
+
+
+def build_start(model: Any, kept: tuple[str, ...]) -> Callable[[Params, jax.Array], Params] | None:
+    """What `config.model.start` does to the parameters that Flax draws; nothing of "flax".
+
+    Raises:
+      UserError: for another start.
+    """
+    # Models that were saved before there was such a field started as Flax draws.
+    start = getattr(model, "start", "flax")
+    choose("config.model.start", start, dict.fromkeys(STARTS))
+    return functools.partial(pytorch_start, kept=kept) if start == "pytorch" else None
 
 
 def build_representation(config: Any, latent_channels: int) -> groups.Representation:

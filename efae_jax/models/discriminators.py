@@ -29,8 +29,8 @@ class VGGPatchDiscriminator(nnx.Module):
     "released", the discriminator of AuraEquiVAE: one 1x1 convolution without bias on
     relu3_3, a logit for every 4x4 pixels. "later", of the same program later: a head on each
     of the five taps, convolutions that do not overlap (kernel = stride), halving the channels
-    and with ReLU between where there are two, the last of each starting at zero; the five maps
-    of logits, one for every 16x16 pixels, are added.
+    and with ReLU between where there are two; the five maps of logits, one for every 16x16
+    pixels, are added. The last layer of every head starts at zero, and so do all logits.
 
     The trunk should start from pretrained weights: `efae_jax.convert.perceptual.read_vgg16`
     gives the parameters under "trunk", for the number of stages that `trunk_stages` tells.
@@ -49,7 +49,10 @@ class VGGPatchDiscriminator(nnx.Module):
         self.trunk = VGG16(trunk_stages(form), rngs=rngs, dtype=dtype)
         if form == "released":
             width = VGG16_WIDTHS[2][-1]
-            self.head = nnx.Conv(width, 1, (1, 1), use_bias=False, dtype=dtype, rngs=rngs)
+            zeros = nnx.initializers.zeros
+            self.head = nnx.Conv(
+                width, 1, (1, 1), use_bias=False, kernel_init=zeros, dtype=dtype, rngs=rngs
+            )
         else:
             self.heads = nnx.List(
                 PatchHead(stage[-1], kernels, rngs=rngs, dtype=dtype)

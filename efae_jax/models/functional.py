@@ -26,16 +26,25 @@ class Net:
 
     Args:
       build: makes the module from `nnx.Rngs`.
+      start: (parameters as the module draws them, key) to those that `init` gives.
+      precision: of products in float32, as `jax.default_matmul_precision` names it; JAX's own
+        choice unless given.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
-        self._build = build
+    def __init__(
+        self,
+        build: Callable[[nnx.Rngs], nnx.Module],
+        start: Callable[[Params, jax.Array], Params] | None = None,
+        precision: str | None = None,
+    ):
+        self._build, self._start, self._precision = build, start, precision
         module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
         self.graphdef, self._abstract = nnx.split(module)
 
     def init(self, key: jax.Array) -> Params:
         """Draws the parameters; jit it, eager initialisation is slow."""
-        return _string_keys(nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key)))))
+        params = _string_keys(nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key)))))
+        return params if self._start is None else self._start(params, jax.random.fold_in(key, 1))
 
     @functools.cached_property
     def abstract(self) -> Params:
@@ -45,7 +54,10 @@ class Net:
     def __call__(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         state = _like(self._abstract, params)
         module = nnx.merge(self.graphdef, state)
-        return getattr(module, method)(*args, **kwargs)
+        if self._precision is None:
+            return getattr(module, method)(*args, **kwargs)
+        with jax.default_matmul_precision(self._precision):
+            return getattr(module, method)(*args, **kwargs)
 
 
 def _string_keys(tree: Any) -> Any:

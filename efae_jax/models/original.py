@@ -1,9 +1,11 @@
 """The networks of the original EFAE: a vector encoder and a LLaMA-style diffusion transformer.
 
-They are kept exactly as published, so that PyTorch weights can be exchanged
-(`efae_jax.convert.efae`). Linear and convolution kernels start from Flax's
-defaults; the modulations and the head start at zero, so that a new transformer
-predicts zero velocity (Peebles & Xie 2023, arXiv:2212.09748).
+Their architecture is the published one, so that PyTorch weights can be exchanged
+(`efae_jax.convert.efae`). How they start is `config.model.start`. "flax": kernels by Flax's
+defaults; the modulations and the head at zero, so that a new transformer's blocks are the identity
+and it predicts zero velocity (Peebles & Xie 2023, arXiv:2212.09748). "pytorch", as published:
+all layers as PyTorch draws them (`starts.pytorch_start`), the head's last layer and the patches'
+bias at zero; blocks do not start as the identity, and the latent starts a fifth as large.
 """
 
 from __future__ import annotations
