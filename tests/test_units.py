@@ -369,12 +369,15 @@ def test_no_basis_belongs_to_packed_channels(packed):
     assert "2x2 positions are packed" in message
 
 
-def test_a_run_of_before_there_was_a_list_goes_on(tmp_path, monkeypatch):
+def test_a_run_of_before_there_was_a_field_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("efae_jax.checkpoint.has_checkpoint", lambda workdir: True)
     config = json.loads(conv_config().to_json_best_effort())
     older = json.loads(json.dumps(config))
-    del older["model"]["down_attention"], older["model"]["up_attention"]
+    del older["model"]["down_attention"], older["model"]["up_attention"], older["model"]["start"]
     (tmp_path / "config.json").write_text(json.dumps(older))
     check_config(tmp_path, config)
     config["model"]["up_attention"] = [1]
     assert "model.up_attention: None there, [1] given" in error_of(check_config, tmp_path, config)
+    config["model"].update(up_attention=[], start="pytorch")
+    message = error_of(check_config, tmp_path, config)
+    assert "config.model.start: None there, 'pytorch' given" in message
