@@ -74,7 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         help="statistics to compare with, saved before",
     )
     c.add_argument("--save-reference", type=_file, metavar="NPZ", help="save those of these images")
-    c.add_argument("--latent", default="sample", help="sample (of the posterior) or mean")
+    c.add_argument(
+        "--protocol",
+        default="pillow",
+        help="of a published evaluation: pillow (this package's), eq-vae, eq-vae-aliased, "
+        "lightningdit",
+    )
+    c.add_argument("--latent", help="sample (of the posterior; unless given) or mean")
     c.add_argument("--resampling", default="bilinear", help="of scalings; see config.resampling")
     c.add_argument("--pictures", type=int, default=6, help="images shown")
     c.add_argument("--seed", type=int, default=0, help="of the samples and of the images' order")

@@ -25,7 +25,7 @@ from efae_jax.evaluation import Settings, command, evaluate, networks, transform
 from efae_jax.evaluation import run as run_module
 from efae_jax.metrics.equivariance import equivariance_error
 from efae_jax.metrics.frechet import FeatureStatistics, frechet_distance
-from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
+from efae_jax.metrics.images import psnr_uint8, ssim_torchmetrics, to_uint8_truncated
 
 COUNT = 11
 
@@ -98,7 +98,7 @@ def test_figures_are_means_over_single_images(kl, images, tmp_path, no_networks)
         eight = (to_uint8_truncated(v) for v in (decoded, target))
         return {
             "psnr": float(psnr_uint8(*eight).mean()),
-            "ssim": float(ssim_own_range(decoded, target).mean()),
+            "ssim": float(ssim_torchmetrics(decoded, target).mean()),
         }
 
     plain = quality(z, x)

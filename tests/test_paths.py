@@ -61,6 +61,7 @@ PATH_TYPES = (commands._path, commands._local, commands._file)
 NO_PATHS = {
     *("model", "images", "data", "source", "workdir"),  # a hub id, SOURCE:PATH, an address
     *("split", "dtype", "format", "name", "frechet", "latent", "resampling", "act", "crop"),
+    "protocol",
     *("clip", "text", "image", "padding", "variant", "mesh", "target", "jobs", "config", "key"),
 }
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
+from efae_jax.metrics.images import psnr_uint8, ssim_torchmetrics, to_uint8_truncated
 
-ssim_own_range = jax.jit(ssim_own_range)
+ssim_torchmetrics = jax.jit(ssim_torchmetrics)
 
 
 def test_levels_of_eight_bits_come_back_and_others_are_cut_off():
@@ -93,7 +93,7 @@ def test_ssim_equals_the_paper_formula_in_float64(shape):
     a, b = pairs(shape)
     expected = [numpy_ssim(p, q) for p, q in zip(a, b, strict=True)]
     assert max(expected) - min(expected) > 0.3
-    np.testing.assert_allclose(ssim_own_range(a, b), expected, atol=1e-6)
+    np.testing.assert_allclose(ssim_torchmetrics(a, b), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 20, 3), (2, 7, 13, 1)])
@@ -104,16 +104,16 @@ def test_ssim_equals_torchmetrics(shape):
     a, b = pairs(shape)
     channels_first = [torch.tensor(x).double().permute(0, 3, 1, 2)[:, None] for x in (a, b)]
     expected = [float(similarity(q, p)) for p, q in zip(*channels_first, strict=True)]
-    np.testing.assert_allclose(ssim_own_range(a, b), expected, atol=1e-6)
+    np.testing.assert_allclose(ssim_torchmetrics(a, b), expected, atol=1e-6)
 
 
 def test_ssim_with_the_range_of_each_pair():
     """A pair's figure is its own in any batch, and does not change with the unit of the values."""
     a, b = pairs((3, 8, 9, 1))
-    whole = ssim_own_range(a, b)
-    np.testing.assert_allclose(whole, ssim_own_range(b, a), atol=1e-6)
-    np.testing.assert_allclose(whole, ssim_own_range(a / 4, b / 4), atol=1e-6)
-    one_by_one = [ssim_own_range(p[None], q[None])[0] for p, q in zip(a, b, strict=True)]
+    whole = ssim_torchmetrics(a, b)
+    np.testing.assert_allclose(whole, ssim_torchmetrics(b, a), atol=1e-6)
+    np.testing.assert_allclose(whole, ssim_torchmetrics(a / 4, b / 4), atol=1e-6)
+    one_by_one = [ssim_torchmetrics(p[None], q[None])[0] for p, q in zip(a, b, strict=True)]
     np.testing.assert_allclose(whole, one_by_one, atol=1e-6)
 
 
@@ -121,4 +121,4 @@ def test_ssim_of_flat_images_is_their_luminance():
     a, b = (np.zeros((4, 8, 9, 1), np.float32) + np.array(v, np.float32)[:, None, None, None]
             for v in ([0.3, 0.0, 0.3, 0.8], [0.3, 0.0, 0.1, -0.2]))  # fmt: skip
     expected = [1, 1, 2 * 0.03 / (0.09 + 0.01), -2 * 0.16 / (0.64 + 0.04)]
-    np.testing.assert_allclose(ssim_own_range(a, b), expected, atol=1e-5)
+    np.testing.assert_allclose(ssim_torchmetrics(a, b), expected, atol=1e-5)

@@ -16,6 +16,7 @@ from efae_jax.data.chosen import choose_images
 from efae_jax.data.left_out import account_lines
 from efae_jax.errors import UserError
 from efae_jax.evaluation.networks import Networks
+from efae_jax.evaluation.protocols import DEFAULT, find_protocol
 from efae_jax.evaluation.run import UNFINISHED, Run, Settings
 from efae_jax.evaluation.tally import PLAIN
 from efae_jax.logs import console, say, waiting
@@ -74,6 +75,15 @@ def evaluate(
             f"--reference {settings.reference}: of images of {reference.about['size']}, not "
             f"{list(run.size)}"
         )
+    prepared = {"prepared": run.protocol.images}
+    if reference is not None and reference.about:
+        # Statistics of before there were protocols are of images as the default prepares them.
+        there = reference.about.get("prepared", find_protocol(DEFAULT).images)
+        if there != run.protocol.images:
+            raise UserError(
+                f"--reference {settings.reference}: of images prepared otherwise ({there}) than "
+                f"--protocol {settings.protocol} does"
+            )
     run.go(start)
     if jax.process_index() != 0:
         return {}
@@ -84,7 +94,7 @@ def evaluate(
             settings.save_reference,
             run.tally.features[PLAIN]["target"],
             networks.frechet,
-            found["data"],
+            found["data"] | prepared,
         )
     for table in report.report_tables([found]):
         console.print(table)
@@ -123,7 +133,8 @@ def _check(settings: Settings, out: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder")
     if (out / report.FILE).exists():
         raise UserError(f"--out {out} holds a finished evaluation; give another folder")
-    if settings.latent not in ("sample", "mean"):
+    find_protocol(settings.protocol).choose_latent(settings.protocol, settings.latent)
+    if settings.latent not in (None, "sample", "mean"):
         raise UserError(f"--latent {settings.latent}: allowed are sample, mean")
     if settings.resampling not in groups.RESAMPLINGS:
         raise UserError(

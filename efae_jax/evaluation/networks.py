@@ -11,7 +11,7 @@ from efae_jax.convert.fingerprint import identify
 from efae_jax.convert.inception import inception_file, read_inception
 from efae_jax.convert.perceptual import perceptual_file, read_lpips
 from efae_jax.errors import UserError
-from efae_jax.metrics.images import psnr_uint8, ssim_own_range, to_uint8_truncated
+from efae_jax.metrics.images import psnr_uint8, ssim_torchmetrics, to_uint8_truncated
 from efae_jax.models.frechet_features import PROTOCOLS, FrechetFeatures
 from efae_jax.models.functional import Net
 from efae_jax.models.lpips import LPIPS
@@ -107,17 +107,20 @@ class Networks:
         decoded: Float[Array, "B H W c"],
         target: Float[Array, "B H W c"],
         seen: dict[str, Any],
+        ssim_range: tuple[float, float] | None = None,
     ) -> dict[str, Array]:
-        """Per image, by the published protocol: psnr, ssim, and as far as they could be had lpips
-        and "decoded", the features for the Frechet distance.
+        """Per image: psnr of 8-bit pixels, ssim, and as far as they could be had lpips and
+        "decoded", the features for the Frechet distance.
 
         Args:
           params: of the networks.
           decoded, target: floats in [-1, 1]; the former may reach beyond.
           seen: in the target, by `see`.
+          ssim_range: of `ssim_torchmetrics`.
         """
         pixels = [to_uint8_truncated(x) for x in (decoded, target)]
-        found = {"psnr": psnr_uint8(*pixels), "ssim": ssim_own_range(decoded, target)}
+        ssim = ssim_torchmetrics(decoded, target, ssim_range)
+        found = {"psnr": psnr_uint8(*pixels), "ssim": ssim}
         ours = self.see(params, decoded)
         if "taps" in seen:
             taps = ours["taps"], seen["taps"]

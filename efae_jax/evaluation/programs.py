@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from efae_jax import groups
 from efae_jax.evaluation.networks import Networks
+from efae_jax.evaluation.protocols import Protocol
 from efae_jax.evaluation.transformations import Action, Transformation
 from efae_jax.methods.base import Autoencoder, to_float
 from efae_jax.metrics.equivariance import equivariance_error
@@ -56,6 +57,7 @@ class Programs:
       networks: that compare images.
       config: its `eval` says how a flow decodes.
       mesh: batches are split over all of it.
+      protocol: whether images come as floats, and how they are compared.
       sample: decode samples of the posterior, by (seed, number of the image), not its mean.
       resampling: of scalings.
       seed: of samples, and of the noise that flows start from.
@@ -70,6 +72,7 @@ class Programs:
         config: Any,
         mesh: Mesh,
         *,
+        protocol: Protocol,
         sample: bool,
         resampling: str,
         seed: int,
@@ -77,6 +80,7 @@ class Programs:
         channels: int,
     ):
         self._model, self._networks, self._sample = model, networks, sample
+        self._protocol = protocol
         self._resampling, self._seed = resampling, seed
         self._options = model.decode_options(config.eval)
         shape = (1, *size, channels)
@@ -122,7 +126,8 @@ class Programs:
         Raises:
           ValueError: where it cannot take the images themselves.
         """
-        image = jax.ShapeDtypeStruct((batch_size, *self._image), np.uint8)
+        pixels = np.float32 if self._protocol.floats else np.uint8
+        image = jax.ShapeDtypeStruct((batch_size, *self._image), pixels)
         number = jax.ShapeDtypeStruct((batch_size,), np.int32)
         mask = jax.ShapeDtypeStruct((batch_size,), bool)
         batch = {"image": image, "index": number, "label": number, "mask": mask}
@@ -227,9 +232,8 @@ class Programs:
         noise = None if noise is None else act.image(g, noise)
         decoded = self._decode(params, act.latent(params, g, encoded.z), noise)
         # The networks know upright images, so it is the decoded image that is turned back.
-        figures = self._networks.judge(
-            networks, act.image(inverse, decoded), encoded.target, encoded.seen
-        )
+        upright = act.image(inverse, decoded)
+        figures = self._judge(networks, upright, encoded.target, encoded.seen)
         return {"figures": figures, "pictures": _pair(act.image(g, encoded.target), decoded)}
 
     def _error(self, params: Any, encoded: Encoded, g: Array) -> Array:
@@ -244,12 +248,18 @@ class Programs:
         small = encoded._replace(target=scaled(encoded.target))
         decoded = self._decode(params, scaled(encoded.z), self._noise(small))
         seen = self._networks.see(networks, small.target)
-        figures = self._networks.judge(networks, decoded, small.target, seen)
+        figures = self._judge(networks, decoded, small.target, seen)
         if "features" in seen:
             figures["target"] = seen["features"]
         again = self._model.encode(params, scaled(encoded.x))
         figures["error"] = equivariance_error(scaled(encoded.mean), again)
         return {"figures": figures, "pictures": _pair(small.target, decoded)}
+
+    def _judge(
+        self, networks: Any, decoded: Array, target: Array, seen: dict[str, Any]
+    ) -> dict[str, Array]:
+        ssim_range = self._protocol.ssim_range
+        return self._networks.judge(networks, decoded, target, seen, ssim_range)
 
     def _decode(self, params: Any, z: Array, noise: Array | None) -> Array:
         return self._model.decode(params, z, noise, **self._options)

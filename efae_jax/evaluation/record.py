@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from efae_jax.convert.feature_statistics import SavedStatistics
+from efae_jax.evaluation.protocols import Protocol, find_protocol
 from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import Transformation
 from efae_jax.metrics.frechet import frechet_distance
@@ -18,20 +19,28 @@ QUALITY = ("psnr", "ssim", "lpips")
 
 
 def protocol(
-    *, sample: bool, resampling: str, frechet: str | None, reference: str | None, is_flow: bool
+    name: str,
+    latent: str,
+    *,
+    resampling: str,
+    frechet: str | None,
+    reference: str | None,
+    is_flow: bool,
 ) -> dict[str, str]:
     """What was computed, choice by choice."""
+    chosen = find_protocol(name)
     words = {
-        "name": "EQ-VAE's published protocol",
-        "images": "shorter side resized (Pillow, bicubic, antialiased), centre crop, 8 bits",
+        "name": name,
+        "source": chosen.source,
+        "images": chosen.images,
         "latent": "a sample of the posterior, drawn by the seed and the image's number"
-        if sample
+        if latent == "sample"
         else "the posterior's mean",
         "pixels": "8 bits by clamp(127.5 x + 128, 0, 255), the fraction cut off",
         "psnr": "per image, of 8-bit pixels, mean over images; equal images count as 106 dB",
-        "ssim": "per image, of floats neither clipped nor rounded, data range that of the pair's "
-        "own values, Gaussian window of 11 pixels, mean over all positions, images continued by "
-        "reflection (torchmetrics' defaults from 1.4.2 on); mean over images",
+        "ssim": f"per image, of floats {_ssim(chosen)}, Gaussian window of 11 pixels, mean over "
+        "all positions, images continued by reflection (torchmetrics from 1.4.2 on); mean over "
+        "images",
         "lpips": "VGG16, of floats neither clipped nor rounded; mean over images",
     }
     if frechet is not None:
@@ -51,6 +60,13 @@ def protocol(
     if is_flow:
         words["noise"] = "that the sampler starts from is turned along with the images"
     return words
+
+
+def _ssim(chosen: Protocol) -> str:
+    if chosen.ssim_range is None:
+        return "neither clipped nor rounded, data range that of the pair's own values"
+    low, high = chosen.ssim_range
+    return f"clipped to [{low:g}, {high:g}], data range {high - low:g}"
 
 
 def reconstruction(tally: Tally, reference: SavedStatistics | None) -> dict[str, float | None]:

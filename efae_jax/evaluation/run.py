@@ -25,6 +25,7 @@ from efae_jax.errors import RunError, UserError
 from efae_jax.evaluation import record
 from efae_jax.evaluation.networks import Networks
 from efae_jax.evaluation.programs import Programs
+from efae_jax.evaluation.protocols import DEFAULT, find_protocol
 from efae_jax.evaluation.tally import PLAIN, Tally
 from efae_jax.evaluation.transformations import possible
 from efae_jax.interrupts import deferred
@@ -46,11 +47,12 @@ class Settings(NamedTuple):
     """How a model is evaluated.
 
     Attributes:
+      protocol: how images are prepared and compared, one of `protocols.PROTOCOLS`.
       frechet, inception, perceptual_weights: for `Networks`.
       reference: file of statistics that the reconstructions' features are compared with, instead
         of those of the images themselves.
       save_reference: file to write the images' own statistics into.
-      latent: "sample", of the posterior, or "mean".
+      latent: "sample", of the posterior, or "mean"; the protocol's unless given.
       resampling: of scalings, one of `groups.RESAMPLINGS`.
       num_images: of all images, a random choice by the seed; 0: all.
       batch_size: unless given up to 16 a device, fewer of large images, where there are few, and
@@ -60,12 +62,13 @@ class Settings(NamedTuple):
       seed: of the order of the images, samples, and a flow's noise.
     """
 
+    protocol: str = DEFAULT
     frechet: str | None = None
     inception: str | None = None
     perceptual_weights: str | None = None
     reference: str | None = None
     save_reference: str | None = None
-    latent: str = "sample"
+    latent: str | None = None
     resampling: str = "bilinear"
     num_images: int = 0
     batch_size: int | None = None
@@ -92,6 +95,12 @@ class Run:
     ):
         self.model, self.networks, self.settings, self.out = model, networks, settings, out
         self.chosen, self.size = chosen, tuple(chosen.config.size)
+        self.protocol = find_protocol(settings.protocol)
+        self.latent = self.protocol.choose_latent(settings.protocol, settings.latent)
+        try:
+            self.reader = self.protocol.reader(chosen.config)
+        except ValueError as error:  # the data know no options
+            raise UserError(f"--protocol {settings.protocol}: {error}") from error
         # In random order, so that what only looks at the first images sees all kinds of them.
         order = np.random.default_rng(settings.seed).permutation(len(chosen.source))
         self.order = order[: settings.num_images or None]
@@ -115,7 +124,10 @@ class Run:
             "model": model.identity,
             "dtype": jnp.dtype(compute_dtype(model.config.dtype)).name,
             "data": {**chosen.described, "size": list(self.size)},
-            "settings": {k: v for k, v in settings._asdict().items() if k not in _IMMATERIAL},
+            "settings": {
+                **{k: v for k, v in settings._asdict().items() if k not in _IMMATERIAL},
+                "latent": self.latent,
+            },
         }
         self.unreadable: dict[int, str] = {}  # number of an image -> why
         self.tally = Tally(
@@ -136,7 +148,8 @@ class Run:
                 self.networks,
                 model.config,
                 self.mesh,
-                sample=settings.latent == "sample",
+                protocol=self.protocol,
+                sample=self.latent == "sample",
                 resampling=settings.resampling,
                 seed=settings.seed,
                 size=self.size,
@@ -278,7 +291,7 @@ class Run:
         rest = self.order[done:]
         batches = data.eval_batches(
             Subset(self.chosen.source, rest.tolist()),
-            data.make_transform(self.chosen.config, train=False),
+            self.reader,
             batch_size=self.batch.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -395,7 +408,8 @@ class Run:
                 "read": self._account(),
             },
             "protocol": record.protocol(
-                sample=settings.latent == "sample",
+                settings.protocol,
+                self.latent,
                 resampling=settings.resampling,
                 frechet=self.networks.frechet,
                 reference=settings.reference,

@@ -1,8 +1,8 @@
 """Peak signal-to-noise ratio and structural similarity, per image.
 
 `psnr` and `ssim` clip pixels to [-1, 1] and know their range, 2. `psnr_uint8` and
-`ssim_own_range` are the choices of most published evaluations of latent autoencoders: PSNR of
-the 8-bit files, SSIM of what the decoder gave with the range of the pair's own values.
+`ssim_torchmetrics` are the choices of most published evaluations of latent autoencoders: PSNR of
+the 8-bit files, SSIM as torchmetrics computes it, of the pair's own range or of a fixed one.
 """
 
 from __future__ import annotations
@@ -71,24 +71,34 @@ def ssim(a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]) -> Fl
     )
 
 
-def ssim_own_range(
-    a_BHWC: Float[Array, "B H W C"], b_BHWC: Float[Array, "B H W C"]
+def ssim_torchmetrics(
+    a_BHWC: Float[Array, "B H W C"],
+    b_BHWC: Float[Array, "B H W C"],
+    data_range: tuple[float, float] | None = None,
 ) -> Float[Array, " B"]:
-    """Structural similarity with the data range of each pair, as torchmetrics computes it.
+    """Structural similarity as torchmetrics computes it, of each pair by itself.
 
-    That is torchmetrics' structural_similarity_index_measure (1.4.2 and later) with its
-    defaults, on one pair at a time: range L = max(max a - min a, max b - min b), values neither
-    clipped nor shifted to start at 0 (so that luminances near 0 count for little in images of
-    [-1, 1]), Gaussian window of 11 pixels, sigma 1.5, c1 = (0.01 L)^2, c2 = (0.03 L)^2, mean over
-    all positions, the images being continued by reflection, and over channels. Before 1.4.2 the
-    mean was over the positions where the window fits.
+    That is torchmetrics' structural_similarity_index_measure (1.4.2 and later): Gaussian window of
+    11 pixels, sigma 1.5, c1 = (0.01 L)^2, c2 = (0.03 L)^2, mean over all positions, the images
+    being continued by reflection, and over channels. Before 1.4.2 the mean was over the positions
+    where the window fits. Values are not shifted to start at 0, so that luminances near 0 count for
+    little in images of [-1, 1].
 
     Sides below 6, which torchmetrics refuses, are reflected more than once. Two flat images
     (L = 0), for which it gives NaN, are compared by luminance alone: 1 where they are equal.
+
+    Args:
+      data_range: (low, high), to which values are clipped, L = high - low; torchmetrics' default
+        unless given: nothing is clipped, L = max(max a - min a, max b - min b).
     """
     axes = (1, 2, 3)
-    range_a, range_b = (x.max(axis=axes) - x.min(axis=axes) for x in (a_BHWC, b_BHWC))
-    range_B111 = jnp.maximum(jnp.maximum(range_a, range_b), LEAST_RANGE)[:, None, None, None]
+    if data_range is None:
+        range_a, range_b = (x.max(axis=axes) - x.min(axis=axes) for x in (a_BHWC, b_BHWC))
+        range_B = jnp.maximum(jnp.maximum(range_a, range_b), LEAST_RANGE)
+    else:
+        a_BHWC, b_BHWC = (jnp.clip(x, *data_range) for x in (a_BHWC, b_BHWC))
+        range_B = jnp.full(len(a_BHWC), data_range[1] - data_range[0])
+    range_B111 = range_B[:, None, None, None]
     # Variances do not change by a shift, and the difference of squares that gives them keeps
     # more digits about the mean.
     shift_a, shift_b = (x.mean(axis=(1, 2), keepdims=True) for x in (a_BHWC, b_BHWC))
